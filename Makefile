@@ -1,0 +1,88 @@
+# Everything a person does with this book. `make` alone lists it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# The environment is made anew when the lock or the package's own metadata changes.
+LOCK   := $(shell cat requirements.txt pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
+STAMP  := $(VENV)/.installed-$(LOCK)
+HTML   := _build/html/index.html
+export PYTHONHASHSEED := 0
+
+.PHONY: help
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, this is {v[0]}.{v[1]}. Try: make PYTHON=python3.12")'
+	@$(PYTHON) -m venv $(VENV) || { echo "venv is missing; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@rm -f $(VENV)/.installed-* && touch $@
+
+.PHONY: env
+env: $(STAMP)  ## make .venv with the pinned requirements
+
+.PHONY: book
+book: $(STAMP)  ## build the HTML book from the stored outputs
+	$(BIN)/python tools/build.py
+
+.PHONY: serve
+serve: book  ## serve the built book on localhost
+	$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory _build/html
+
+.PHONY: data
+data: $(STAMP)  ## fetch the book's data into the cache (done once)
+	$(BIN)/python -m attention_lib.data fetch
+
+.PHONY: lint
+lint: $(STAMP)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: unit
+unit: data  ## the library's tests and the checks of the notebooks' text
+	$(BIN)/pytest tests -m "not pages"
+
+.PHONY: notebooks
+notebooks: data  ## run every notebook and compare its outputs
+	$(BIN)/pytest --nbval chapters/
+
+.PHONY: pages
+pages: book  ## open every built page in headless Chromium
+	$(BIN)/pytest tests/test_pages.py -m pages -rs
+
+.PHONY: test
+test: lint unit notebooks pages  ## everything that CI runs
+
+.PHONY: execute
+execute: data  ## run notebooks and store their outputs: make execute NB=chapters/01_correlation.ipynb
+	$(BIN)/python tools/notebooks.py execute $(NB)
+
+.PHONY: normalise
+normalise: $(STAMP)  ## bring all notebooks into normal form
+	$(BIN)/python tools/notebooks.py normalise
+
+.PHONY: faults
+faults: book data  ## plant faults one by one and show that a test turns red for each
+	$(BIN)/python tools/faults.py
+
+.PHONY: standalone
+standalone: $(STAMP)  ## run each notebook alone, in an empty folder with a fresh environment
+	$(BIN)/python tools/standalone.py $(NB)
+
+.PHONY: mutation
+mutation: $(STAMP)  ## mutation score of the numeric core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(BIN)/python tools/mutation.py
+
+.PHONY: lock
+lock:  ## renew requirements.txt from the ranges in pyproject.toml
+	$(PYTHON) tools/lock.py $(if $(TORCH),--torch $(TORCH))
+
+.PHONY: retarget
+retarget: $(STAMP)  ## set the public address everywhere: make retarget REPO=owner/name
+	$(BIN)/python tools/retarget.py $(REPO)
+
+.PHONY: clean
+clean:  ## remove what was built, not the environment
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis mutants

@@ -1,0 +1,210 @@
+"""Attention: weights from scores, output from weights and values. Chapter 04.
+
+``attend_explicit`` is the formula written out; ``attend`` gives the same numbers through PyTorch's
+fused kernel. Self-attention and cross-attention are two ways of calling them.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from attention_lib._checks import (
+    check_batches,
+    check_broadcast,
+    check_float,
+    check_like,
+    check_mask,
+    check_query_key,
+    shape,
+)
+from attention_lib.masks import Mask, causal
+from attention_lib.scores import scaled_dot
+from attention_lib.softmax import softmax
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+def attention_weights(
+    query: Float[Tensor, "... Tq Dq"],
+    key: Float[Tensor, "... Tk Dk"],
+    mask: Mask | Bool[Tensor, "..."] | None = None,
+    *,
+    score: Score = scaled_dot,
+    bias: Float[Tensor, "..."] | None = None,
+    temperature: float = 1.0,
+) -> Float[Tensor, "... Tq Tk"]:
+    r"""For each query, how much weight does each key get?
+
+    .. math:: w_i = \mathrm{softmax}_j \big( (s(q_i, k_j) + b_{ij}) / \tau \big)
+
+    Args:
+        query: Queries, (..., Tq, D).
+        key: Keys, (..., Tk, D).
+        mask: A :class:`Mask`, or a boolean tensor that broadcasts to (..., Tq, Tk); True means "may
+            attend". A query that may attend to nothing gets weights 0.
+        score: Any function of :mod:`attention_lib.scores`.
+        bias: Added to the scores; finite; broadcasts to (..., Tq, Tk).
+        temperature: :math:`\tau` above 0.
+
+    Returns:
+        Weights, (..., Tq, Tk); each row sums to 1, or to 0 if the mask allows nothing.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If shapes, devices or the temperature do not fit.
+
+    Source:
+        Bahdanau, Cho and Bengio (2015), section 3.1; Vaswani et al. (2017), equation 1. Chapter 04.
+    """
+    check_query_key(query, key, same_width=False)
+    scores = score(query, key)  # (..., Tq, Tk)
+    allowed = _dense_mask(mask, shape(scores), scores)
+    if bias is not None:
+        _check_bias(bias, shape(scores), scores)
+        scores = scores + bias
+    return softmax(scores, allowed, temperature=temperature)
+
+
+def attend_explicit(
+    query: Float[Tensor, "... Tq Dq"],
+    key: Float[Tensor, "... Tk Dk"],
+    value: Float[Tensor, "... Tk Dv"],
+    mask: Mask | Bool[Tensor, "..."] | None = None,
+    *,
+    score: Score = scaled_dot,
+    bias: Float[Tensor, "..."] | None = None,
+    temperature: float = 1.0,
+) -> Float[Tensor, "... Tq Dv"]:
+    r"""Attention with every step written out: for each query, a weighted mean of the values.
+
+    .. math:: o_i = \sum_j w_{ij} v_j
+
+    Values must be finite, masked ones too: their weight is 0, and 0 times NaN is NaN.
+
+    Args:
+        query: Queries, (..., Tq, D).
+        key: Keys, (..., Tk, D).
+        value: Values, (..., Tk, Dv).
+        mask: As in :func:`attention_weights`.
+        score: As in :func:`attention_weights`.
+        bias: As in :func:`attention_weights`.
+        temperature: As in :func:`attention_weights`.
+
+    Returns:
+        Output, (..., Tq, Dv); 0 for a query that may attend to nothing.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If shapes, devices or the temperature do not fit.
+
+    Source:
+        Bahdanau, Cho and Bengio (2015), equation 5; Vaswani et al. (2017), equation 1. Chapter 04.
+    """
+    check_query_key(query, key, same_width=False)
+    _check_value(query, key, value)
+    weights = attention_weights(query, key, mask, score=score, bias=bias, temperature=temperature)
+    return weights @ value
+
+
+def attend(
+    query: Float[Tensor, "... Tq D"],
+    key: Float[Tensor, "... Tk D"],
+    value: Float[Tensor, "... Tk Dv"],
+    mask: Mask | Bool[Tensor, "..."] | None = None,
+    *,
+    bias: Float[Tensor, "..."] | None = None,
+    scale: float | None = None,
+) -> Float[Tensor, "... Tq Dv"]:
+    r"""Scaled dot-product attention through PyTorch's fused kernel.
+
+    .. math:: O = \mathrm{softmax}\big(Q K^\top / \sqrt{D} + \mathrm{bias}\big) V
+
+    The numbers are those of :func:`attend_explicit`; the weights are never stored. Keys and values
+    must be finite, masked ones too: the kernel multiplies them by 0, and 0 times NaN is NaN.
+
+    Args:
+        query: Queries, (..., Tq, D).
+        key: Keys, (..., Tk, D).
+        value: Values, (..., Tk, Dv).
+        mask: As in :func:`attention_weights`.
+        bias: Added to the scaled scores; finite; broadcasts to (..., Tq, Tk).
+        scale: Factor in place of :math:`1/\sqrt{D}`.
+
+    Returns:
+        Output, (..., Tq, Dv); 0 for a query that may attend to nothing.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If shapes or devices do not fit.
+
+    Source:
+        Vaswani et al. (2017), equation 1; Dao et al. (2022) for the fused kernel. Chapter 04.
+    """
+    check_query_key(query, key)
+    _check_value(query, key, value)
+    batch = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+    full = (*batch, query.shape[-2], key.shape[-2])
+    is_causal = mask is causal() and bias is None and full[-2] == full[-1]
+    allowed = None if is_causal else _dense_mask(mask, full, query)
+    if bias is not None:
+        _check_bias(bias, full, query)
+    if key.shape[-2] == 0:  # the kernel does not take an empty sequence; an empty sum is 0
+        return query @ key.mT @ value
+
+    blocked = None
+    if allowed is not None:
+        # A row that allows nothing is opened for the kernel and set to zero afterwards, which
+        # also stops its gradient, whatever this build of the kernel does with such rows.
+        blocked = ~allowed.any(dim=-1, keepdim=True)  # (..., Tq, 1)
+        allowed = allowed | blocked
+    extra = allowed
+    if bias is not None:
+        extra = bias if allowed is None else bias.masked_fill(~allowed, float("-inf"))
+    query, key, value = (_four_dimensional(tensor, batch) for tensor in (query, key, value))
+    output = scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=None if extra is None else _four_dimensional(extra, batch),
+        is_causal=is_causal,
+        scale=scale,
+    ).reshape(*batch, full[-2], value.shape[-1])
+    return output if blocked is None else output.masked_fill(blocked, 0)
+
+
+def _four_dimensional(tensor: Tensor, batch: tuple[int, ...]) -> Tensor:
+    """Bring (..., T, D) to the four dimensions for which PyTorch has its fast kernels."""
+    tensor = torch.atleast_2d(tensor)  # a mask or a bias may have fewer dimensions
+    tensor = tensor.expand(*batch, *tensor.shape[-2:])
+    if len(batch) == 2:
+        return tensor
+    return tensor.reshape(1, math.prod(batch), *tensor.shape[-2:])
+
+
+def _dense_mask(mask: Mask | Tensor | None, full: tuple[int, ...], scores: Tensor) -> Tensor | None:
+    """Write a mask out for scores of shape ``full`` and check that it fits."""
+    if mask is None:
+        return None
+    dense = mask.dense(full[-2], full[-1], scores.device) if isinstance(mask, Mask) else mask
+    check_mask(dense, full, "(..., Tq, Tk)", scores)
+    return dense
+
+
+def _check_bias(bias: Tensor, full: tuple[int, ...], scores: Tensor) -> None:
+    check_float("bias", bias, rank=0)
+    check_like("bias", bias, "the scores", scores)
+    check_broadcast("bias", bias, full, "(..., Tq, Tk)")
+
+
+def _check_value(query: Tensor, key: Tensor, value: Tensor) -> None:
+    check_float("value", value, rank=2)
+    check_like("value", value, "query", query)
+    if value.shape[-2] != key.shape[-2]:
+        raise ValueError(
+            f"value must have one row for each key, Tk = {key.shape[-2]}, got shape {shape(value)}"
+        )
+    check_batches(query=query, key=key, value=value)

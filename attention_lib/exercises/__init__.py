@@ -1,0 +1,21 @@
+"""Checks for the exercises: call one on your own function and read what it says.
+
+One module a chapter. A check tries your function on several cases and reports the first that fails:
+the input, what was expected, what came, and a hint. A function that returns None counts as not
+attempted.
+"""
+
+from attention_lib.exercises import attention, correlation, learned, scores, softmax
+from attention_lib.exercises.report import Case, Report, check_answers, check_cases
+
+__all__ = [
+    "Case",
+    "Report",
+    "attention",
+    "check_answers",
+    "check_cases",
+    "correlation",
+    "learned",
+    "scores",
+    "softmax",
+]

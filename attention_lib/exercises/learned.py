@@ -1,0 +1,183 @@
+"""Checks for the exercises of chapter 04b."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attention_lib.attention import attend, attention_weights
+from attention_lib.exercises.report import NOT_ATTEMPTED, Case, Report, check_answers, check_cases
+
+
+def check_paper(two_projections: Any, one_bilinear: Any, scores_per_step: Any) -> Report:
+    """Check the three counts of the exercise on paper.
+
+    Args:
+        two_projections: Learned numbers of two separate projections.
+        one_bilinear: Numbers of a full bilinear matrix.
+        scores_per_step: Scores in one training step.
+
+    Returns:
+        The report.
+
+    Source:
+        Chapter 04b, exercise "how many parameters, how many scores".
+    """
+    return check_answers(
+        {
+            "two projections": (two_projections, 25088, "Two matrices, each 392 x 32."),
+            "one bilinear matrix": (one_bilinear, 153664, "It has a row and a column for each pixel."),
+            "scores in a step": (scores_per_step, 224000, "One for each pair of a query and a key."),
+        }
+    )
+
+
+def check_loss(function: Callable[..., Tensor]) -> Report:
+    """Check a function ``(query, key, classes, one_hot, W_Q, W_K) -> loss`` that does not leak.
+
+    Args:
+        function: Takes (N, D), (N, D), (N,), (N, C), (D, Dh), (D, Dh), returns a number.
+
+    Returns:
+        The report.
+
+    Source:
+        Chapter 04b, exercise "a loss that does not leak".
+    """
+    key = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.2, 1.0], [1.0, 0.3]])
+    query = key + torch.tensor([[0.1, -0.1]])
+    classes = torch.tensor([0, 0, 1, 1, 0])
+    one_hot = nn.functional.one_hot(classes, 2).float()
+    eye = torch.eye(2)
+    turn = torch.tensor([[1.0, 0.5, 0.2], [-0.5, 1.0, 0.3]])
+    hints = {
+        "projections that do nothing": (
+            (key, key, classes, one_hot, eye, eye),
+            "Mask key i for query i, then mean of -ln(share of the true class).",
+        ),
+        "two projections": (
+            (query, key, classes, one_hot, turn, turn.flip(0)),
+            "Queries through W_Q, keys through W_K, scores over the root of the projected width.",
+        ),
+    }
+    cases = []
+    for name, (given, hint) in hints.items():
+        asked, stored, truth, values, w_q, w_k = given
+        others = ~torch.eye(len(stored), dtype=torch.bool)
+        shares = attention_weights(asked @ w_q, stored @ w_k, others) @ values
+        expected = -shares.gather(1, truth[:, None]).log().mean()
+        cases.append(Case(name, given, expected, hint))
+    return check_cases(function, cases)
+
+
+class _Projected(nn.Module):
+    """Attention with three projections, of which any can be left out."""
+
+    def __init__(self, used: str) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        for name in "qkv":
+            layer = nn.Linear(3, 3, bias=False)
+            layer.weight.data = torch.randn(3, 3, generator=generator)
+            setattr(self, f"W_{name}", layer)
+        self.used = used
+        self.old_gradients = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (getattr(self, f"W_{n}")(x) if n in self.used else x for n in "qkv")
+        return attend(q, k, v)
+
+    def __repr__(self) -> str:
+        return f"attention that applies {', '.join('W_' + n for n in self.used) or 'no projection'}"
+
+
+class _Zeroed(_Projected):
+    """The value projection is applied and multiplied by zero: its gradient exists and vanishes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return attend(self.W_q(x), self.W_k(x), x) + 0 * self.W_v(x)
+
+    def __repr__(self) -> str:
+        return "attention that multiplies W_v by zero"
+
+
+def check_dead(function: Callable[..., list[str]]) -> Report:
+    """Check a function ``(module, *inputs) -> names of parameters without a gradient``.
+
+    Args:
+        function: Takes a module and its inputs, returns a sorted list of names.
+
+    Returns:
+        The report.
+
+    Source:
+        Chapter 04b, exercise "which parameters are dead?".
+    """
+    x = torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, -1.0], [0.5, 0.5, 0.0], [2.0, -1.0, 1.0]])
+    cases = [
+        Case("all in use", (_Projected("qkv"), x), [], "Nothing is dead here: return []."),
+        Case(
+            "nothing in use",
+            (_Projected("v"), x),
+            ["W_k.weight", "W_q.weight"],
+            "Look for parameters whose .grad is None after backward().",
+        ),
+        Case(
+            "a gradient of zeros",
+            (_Zeroed("qkv"), x),
+            ["W_v.weight"],
+            "A gradient can exist and be zero in every entry.",
+        ),
+    ]
+    stale = _Projected("kv")
+    stale.old_gradients = True
+    cases.append(
+        Case("an old gradient", (stale, x), ["W_q.weight"], "Clear old gradients before backward().")
+    )
+
+    def with_old_gradients(module: _Projected, *inputs: Tensor) -> Any:
+        if module.old_gradients:  # set here, since copying a module drops its gradients
+            for parameter in module.parameters():
+                parameter.grad = torch.ones_like(parameter)
+        return function(module, *inputs)
+
+    return check_cases(with_old_gradients, cases)
+
+
+def check_ring(function: Callable[[], Tensor | None]) -> Report:
+    """Check that a symmetric matrix gets four of the five in the ring right.
+
+    Args:
+        function: Returns a symmetric (5, 5) tensor.
+
+    Returns:
+        The report.
+
+    Source:
+        Chapter 04b, exercise "four of five".
+    """
+    answer = function()
+    if answer is None:
+        return NOT_ATTEMPTED
+    scores = torch.as_tensor(answer).double()
+    if scores.shape != (5, 5):
+        return Report(False, f"Expected a shape (5, 5), got {tuple(scores.shape)}.")
+    if not torch.equal(scores, scores.mT):
+        i, j = (scores != scores.mT).nonzero()[0].tolist()
+        return Report(
+            False,
+            f"Not symmetric: entry ({i}, {j}) is {scores[i, j]:g}, entry ({j}, {i}) is "
+            f"{scores[j, i]:g}.",
+        )
+    right = []
+    for i in range(5):
+        rivals = [scores[i, j] for j in range(5) if j != (i + 1) % 5]
+        right.append(bool(scores[i, (i + 1) % 5] > max(rivals)))
+    if sum(right) == 4:
+        return Report(True, "Passed: four of five, and the proof says no more is possible.")
+    return Report(
+        False,
+        f"Right: {sum(right)} of 5; wrong for {[i for i in range(5) if not right[i]]}.\n"
+        "  hint      Read the chain of inequalities in the proof as a recipe.",
+    )

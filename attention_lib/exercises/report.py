@@ -1,0 +1,160 @@
+"""How a check runs its cases and says what it found. Used by every chapter's exercises."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of the learner's function, what it must return, and a hint if it does not.
+
+    Args:
+        name: What is special about this case.
+        arguments: Positional arguments of the call.
+        expected: The right answer: a tensor, a number, a boolean or a string.
+        hint: Points to the likely mistake without giving the answer away.
+
+    Source:
+        Used by every chapter's exercises.
+    """
+
+    name: str
+    arguments: tuple[Any, ...]
+    expected: Any
+    hint: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of a check; shows its message when it is the last line of a cell.
+
+    Args:
+        passed: Whether every case passed.
+        message: What the learner reads.
+
+    Source:
+        Used by every chapter's exercises.
+    """
+
+    passed: bool
+    message: str
+
+    def __repr__(self) -> str:
+        return self.message
+
+
+NOT_ATTEMPTED = Report(False, "Not attempted yet: the answer is None.")
+
+
+def check_answers(answers: dict[str, tuple[Any, Any, str]], *, tolerance: float = 1e-3) -> Report:
+    """Compare single answers, as in an exercise on paper, and report the first that is wrong.
+
+    Args:
+        answers: For each question the learner's answer, the right one, and a hint.
+        tolerance: Largest difference allowed in an entry.
+
+    Returns:
+        The report.
+
+    Source:
+        Used by every chapter's exercises.
+    """
+    if all(answer is None for answer, _, _ in answers.values()):
+        return NOT_ATTEMPTED
+    for question, (answer, right, hint) in answers.items():
+        complaint = _compare(answer, right, tolerance)
+        if complaint:  # the right answer stays hidden: there is nothing else to find out
+            return Report(False, f"{question}: {complaint} is not right.\n  hint      {hint}")
+    return Report(True, f"Passed: all {len(answers)} answers.")
+
+
+def check_cases(
+    function: Callable[..., Any], cases: Sequence[Case], *, tolerance: float = 1e-5
+) -> Report:
+    """Call a function on each case and report the first that fails.
+
+    Args:
+        function: The learner's function.
+        cases: Cases in the order in which to try them, the easiest first.
+        tolerance: Largest difference allowed in an entry.
+
+    Returns:
+        The report.
+
+    Raises:
+        TypeError: If ``function`` cannot be called.
+
+    Source:
+        Used by every chapter's exercises.
+    """
+    if not callable(function):
+        raise TypeError(f"function must be a function, got {type(function).__name__}")
+    for number, case in enumerate(cases, start=1):
+        given = deepcopy(
+            case.arguments
+        )  # the learner may write into them; the case must not change
+        try:
+            result = function(*given)
+        except Exception as error:
+            complaint = f"your function raised {type(error).__name__}: {error}"
+        else:
+            if result is None and number == 1:
+                return NOT_ATTEMPTED
+            complaint = _compare(result, case.expected, tolerance)
+            if not complaint and not _same(given, case.arguments):
+                complaint = "the answer is right, but your function changed its arguments in place"
+        if complaint:
+            inputs = "\n".join(f"  input     {_show(argument)}" for argument in case.arguments)
+            return Report(
+                False,
+                f"Case {number} of {len(cases)} ({case.name}) fails.\n{inputs}\n"
+                f"  expected  {_show(case.expected)}\n  got       {complaint}\n"
+                f"  hint      {case.hint}",
+            )
+    return Report(True, f"Passed: all {len(cases)} cases.")
+
+
+def _compare(result: Any, expected: Any, tolerance: float) -> str:
+    """What is wrong with a result; empty if nothing."""
+    if not isinstance(expected, Tensor | int | float) or isinstance(expected, bool):
+        return "" if result == expected else _show(result)
+    if isinstance(result, str | bool) or result is None:
+        return f"{_show(result)} ({type(result).__name__})"
+    try:
+        found = torch.as_tensor(result).detach()
+    except (TypeError, ValueError, RuntimeError):
+        return f"{_show(result)}, which is not a tensor"
+    wanted = torch.as_tensor(expected)
+    if found.shape != wanted.shape:
+        return f"shape {tuple(found.shape)} in place of {tuple(wanted.shape)}: {_show(found)}"
+    close = torch.isclose(found.double(), wanted.double(), rtol=0, atol=tolerance, equal_nan=True)
+    if close.all():
+        return ""
+    share = f" ({close.double().mean():.0%} of the entries are right)" if wanted.ndim else ""
+    return _show(result) + share
+
+
+def _same(given: tuple[Any, ...], original: tuple[Any, ...]) -> bool:
+    return all(
+        torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)) if isinstance(b, Tensor) else True
+        for a, b in zip(given, original, strict=True)
+    )
+
+
+def _show(thing: Any) -> str:
+    """A short text for a message: small tensors in full with three decimals, large ones by shape."""
+    if isinstance(thing, Tensor) and thing.numel() > 40:
+        return f"tensor of shape {tuple(thing.shape)}"
+    if isinstance(thing, Tensor):
+        rounded = thing.detach()
+        if rounded.is_floating_point():
+            rounded = rounded.double().mul(1000).round().div(1000) + 0.0
+        return str(rounded.tolist())
+    if isinstance(thing, float):
+        return f"{thing:.4g}"
+    return getattr(thing, "__name__", None) or repr(thing)

@@ -1,0 +1,170 @@
+"""Checks for the exercises of chapter 03."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attention_lib.exercises.report import NOT_ATTEMPTED, Case, Report, check_answers, check_cases
+from attention_lib.softmax import softmax
+
+
+def check_paper(weights: Any, derivative: Any) -> Report:
+    """Check the answers of the exercise on paper.
+
+    Args:
+        weights: Softmax of [ln 2, ln 3, ln 5].
+        derivative: Derivative of the first weight with respect to the second score.
+
+    Returns:
+        The report.
+
+    Source:
+        Chapter 03, exercise "a softmax and a derivative".
+    """
+    return check_answers(
+        {
+            "weights": (
+                weights,
+                torch.tensor([0.2, 0.3, 0.5]),
+                "exp(ln a) = a; divide by the sum.",
+            ),
+            "derivative": (derivative, -0.06, "For i other than j the Jacobian has -w_i w_j."),
+        }
+    )
+
+
+def check_softmax(function: Callable[[Tensor], Tensor]) -> Report:
+    """Check a function ``scores -> weights`` that normalises the last dimension.
+
+    Args:
+        function: Takes (..., Tk), returns (..., Tk).
+
+    Returns:
+        The report.
+
+    Source:
+        Chapter 03, exercise "columns that sum to one".
+    """
+    hints = {
+        "one row": (torch.tensor([[1.0, 0.0, 0.0]]), "Exponentials over their sum."),
+        "three rows of three": (
+            torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 3.0], [1.0, 1.0, 1.0]]),
+            "Which sums does each entry get divided by? Print their shape.",
+        ),
+        "two rows of three": (
+            torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 3.0]]),
+            "The sums need the shape (2, 1) to line up with the rows.",
+        ),
+        "huge scores": (
+            torch.tensor([[1000.0, 999.0, 998.0]]),
+            "exp(1000) overflows; shifting a row changes nothing.",
+        ),
+        "rows far apart": (
+            torch.tensor([[1000.0, 999.0], [-1000.0, -1001.0]]),
+            "Each row needs its own shift.",
+        ),
+    }
+    cases = [Case(name, (given,), softmax(given), hint) for name, (given, hint) in hints.items()]
+    return check_cases(function, cases)
+
+
+def check_masked_softmax(function: Callable[[Tensor, Tensor], Tensor]) -> Report:
+    """Check a function ``(scores, mask) -> weights``, True meaning "may attend".
+
+    Args:
+        function: Takes (..., Tk) and a boolean (..., Tk), returns (..., Tk).
+
+    Returns:
+        The report.
+
+    Source:
+        Chapter 03, exercise "a masked softmax that survives everything".
+    """
+    two = torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 0.0]])
+    some = torch.tensor([[True, True, False], [True, False, True]])
+    none = torch.tensor([[True, True, True], [False, False, False]])
+    batch = torch.tensor([[[2.0, 0.0, 1.0]], [[1.0, 3.0, 0.0]]])
+    hints = {
+        "nothing masked": ((two, torch.ones_like(some)), "Softmax over the last dimension."),
+        "some keys masked": (
+            (two, some),
+            "True means 'may attend'; the allowed weights must still sum to one.",
+        ),
+        "a fully masked row": ((two, none), "The sum of the exponentials is 0 there: give 0."),
+        "huge scores": ((two * 1000, some), "Shift by the largest allowed score of the row."),
+        "a huge score behind the mask": (
+            (torch.tensor([[1000.0, 0.0, 1.0]]), torch.tensor([[False, True, True]])),
+            "Mask before you take the maximum: the largest score here is forbidden.",
+        ),
+        "a batch": ((batch, torch.ones_like(batch, dtype=torch.bool)), "Count dimensions from the end."),
+    }
+    cases = [Case(name, given, softmax(*given), hint) for name, (given, hint) in hints.items()]
+    return check_cases(function, cases)
+
+
+def check_backward(function: Callable[[Tensor, Tensor], Tensor]) -> Report:
+    """Check a function ``(weights, grad) -> gradient of the scores``.
+
+    Args:
+        function: Takes (..., Tk) and (..., Tk), returns (..., Tk).
+
+    Returns:
+        The report.
+
+    Source:
+        Chapter 03, exercise "the backward pass".
+    """
+    scores = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.5, 3.0]])
+    hints = {
+        "one row": (scores[:1], torch.tensor([[1.0, 0.0, 0.0]]), "w_j (g_j - sum of g_i w_i)."),
+        "the same gradient for all": (
+            scores[:1],
+            torch.ones(1, 3),
+            "Moving all weights together is impossible, so this gradient must vanish.",
+        ),
+        "two rows": (
+            scores,
+            torch.tensor([[1.0, -1.0, 2.0], [0.0, 4.0, 1.0]]),
+            "Each row has its own weighted mean: sum over the last dimension, keep it.",
+        ),
+    }
+    cases = []
+    for name, (given, grad, hint) in hints.items():
+        leaf = given.clone().requires_grad_()
+        weights = softmax(leaf)
+        (expected,) = torch.autograd.grad(weights, leaf, grad)
+        cases.append(Case(name, (weights.detach(), grad), expected, hint))
+    return check_cases(function, cases)
+
+
+def check_wicked(function: Callable[[], Tensor | None]) -> Report:
+    """Check that masking key 0 with -1e9 leaves it with more than half of the weight.
+
+    Args:
+        function: Returns scores of shape (T,) with T of at least 3.
+
+    Returns:
+        The report.
+
+    Source:
+        Chapter 03, exercise "equal to the eye, different to a mask".
+    """
+    answer = function()
+    if answer is None:
+        return NOT_ATTEMPTED
+    scores = torch.as_tensor(answer).float()
+    if scores.ndim != 1 or len(scores) < 3:
+        return Report(False, f"Expected a shape (T,) with T >= 3, got {tuple(scores.shape)}.")
+    if not scores.isfinite().all():
+        return Report(False, f"All scores must be finite, got {scores.tolist()}.")
+    masked = torch.cat([torch.tensor([-1e9]), scores[1:]])
+    weight = softmax(masked)[0].item()
+    if weight > 0.5:
+        return Report(True, f"Passed: the forbidden key has weight {weight:.2f}.")
+    return Report(
+        False,
+        f"Masked with -1e9, key 0 has weight {weight:.2f}, not more than half.\n"
+        "  hint      -1e9 is small only compared with the other scores.",
+    )

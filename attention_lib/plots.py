@@ -1,0 +1,198 @@
+"""The book's look. The only module that imports matplotlib and seaborn; used by every chapter.
+
+Weights are drawn on one sequential scale from 0 to 1, scores on one diverging scale around 0, on
+every page. Queries go down the side, keys along the bottom.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import matplotlib.pyplot as plt
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+WEIGHT_COLOURS = "mako_r"
+SCORE_COLOURS = "vlag"
+# Okabe and Ito's palette: told apart by readers with any colour vision.
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+
+
+def use_style() -> None:
+    """Set the book's fonts, colours and sizes for all figures that follow.
+
+    The default figure is 5 inches wide, so that its text is still readable when a phone shrinks it.
+
+    Source:
+        Palette by Okabe and Ito (2008). Used by every chapter.
+    """
+    seaborn.set_theme(
+        context="notebook",
+        style="ticks",
+        palette=PALETTE,
+        rc={
+            "figure.figsize": (5.0, 3.4),
+            "figure.dpi": 100,
+            "savefig.dpi": 100,
+            "figure.constrained_layout.use": True,
+            "font.size": 11,
+            "axes.labelsize": 11,
+            "axes.titlesize": 11,
+            "xtick.labelsize": 10,
+            "ytick.labelsize": 10,
+            "legend.fontsize": 10,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "image.cmap": WEIGHT_COLOURS,
+        },
+    )
+
+
+def weights_map(
+    weights: Tensor,
+    queries: Sequence[str] | None = None,
+    keys: Sequence[str] | None = None,
+    *,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw attention weights as a heat map: a row for each query, a column for each key.
+
+    Args:
+        weights: Weights from 0 to 1, (Tq, Tk).
+        queries: Labels of the rows.
+        keys: Labels of the columns; those of the rows if the map is square.
+        title: Title of the panel.
+        ax: Where to draw; a new figure if None.
+
+    Returns:
+        The axes drawn on.
+
+    Raises:
+        ValueError: If ``weights`` is not a matrix or the labels do not fit.
+
+    Source:
+        Used by every chapter.
+    """
+    return _heat_map(weights, queries, keys, title, ax, cmap=WEIGHT_COLOURS, vmin=0, vmax=1)
+
+
+def scores_map(
+    scores: Tensor,
+    queries: Sequence[str] | None = None,
+    keys: Sequence[str] | None = None,
+    *,
+    title: str = "",
+    ax: Axes | None = None,
+    limit: float | None = None,
+) -> Axes:
+    """Draw scores as a heat map whose neutral colour is 0.
+
+    Args:
+        scores: Scores, (Tq, Tk).
+        queries: Labels of the rows.
+        keys: Labels of the columns; those of the rows if the map is square.
+        title: Title of the panel.
+        ax: Where to draw; a new figure if None.
+        limit: Score with the darkest colour; the largest absolute score if None.
+
+    Returns:
+        The axes drawn on.
+
+    Raises:
+        ValueError: If ``scores`` is not a matrix or the labels do not fit.
+
+    Source:
+        Used by every chapter.
+    """
+    if limit is None:
+        limit = float(scores.detach().abs().max()) if scores.numel() else 1.0
+    return _heat_map(scores, queries, keys, title, ax, cmap=SCORE_COLOURS, vmin=-limit, vmax=limit)
+
+
+def image_grid(
+    images: Tensor, titles: Sequence[str] = (), *, columns: int = 6, height: int | None = None
+) -> Figure:
+    """Draw grey-scale images, given as rows of pixels, in a grid.
+
+    Args:
+        images: Images from 0 (paper) to 1 (ink), (N, height * width).
+        titles: A title for each image.
+        columns: Images in one row of the grid.
+        height: Height of an image in pixels; square images if None.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If ``images`` is not a matrix.
+
+    Source:
+        Chapters 01 to 04.
+    """
+    if images.ndim != 2:
+        raise ValueError(f"images must have shape (N, pixels), got {tuple(images.shape)}")
+    height = height or round(images.shape[-1] ** 0.5)
+    rows = -(-len(images) // columns)
+    ratio = images.shape[-1] / height**2
+    size = (5.0, 5.0 / columns / ratio * rows + (0.28 * rows if titles else 0))
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image in zip(axes.flat, images.detach().cpu().numpy(), strict=False):
+        ax.imshow(image.reshape(height, -1), cmap="gray_r", vmin=0, vmax=1)
+    for ax, text in zip(axes.flat, titles, strict=False):
+        ax.set_title(text, fontsize=10)
+    return figure
+
+
+def _heat_map(
+    matrix: Tensor,
+    queries: Sequence[str] | None,
+    keys: Sequence[str] | None,
+    title: str,
+    ax: Axes | None,
+    *,
+    cmap: str,
+    vmin: float,
+    vmax: float,
+) -> Axes:
+    if matrix.ndim != 2:
+        raise ValueError(f"a map needs a matrix (Tq, Tk), got shape {tuple(matrix.shape)}")
+    if keys is None and matrix.shape[0] == matrix.shape[1]:
+        keys = queries
+    for name, labels, size in zip(("queries", "keys"), (queries, keys), matrix.shape, strict=True):
+        if labels is not None and len(labels) != size:
+            raise ValueError(f"{name} must have {size} labels, got {len(labels)}")
+    if ax is None:
+        _, ax = plt.subplots(figsize=(4.4, 3.6))
+    small = matrix.numel() <= 64
+    seaborn.heatmap(
+        matrix.detach().float().cpu().numpy(),
+        ax=ax,
+        cmap=cmap,
+        vmin=vmin,
+        vmax=vmax,
+        annot=small,
+        fmt=".2f",
+        annot_kws={"size": 10},
+        square=True,
+        linewidths=0.5 if small else 0,
+        xticklabels="auto" if keys is None else list(keys),
+        yticklabels="auto" if queries is None else list(queries),
+        cbar_kws={"shrink": 0.8},
+    )
+    for text, colour in zip(ax.texts, ax.collections[0].get_facecolors(), strict=False):
+        text.set_color("black" if _luminance(colour) > 0.18 else "white")
+    ax.set(xlabel="key", ylabel="query", title=title)
+    ax.tick_params(axis="x", rotation=0 if keys is None or max(map(len, keys)) < 7 else 45)
+    ax.tick_params(axis="y", rotation=0)
+    return ax
+
+
+def _luminance(colour: Iterable[float]) -> float:
+    """Relative luminance of an sRGB colour, as WCAG 2 defines it."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in list(colour)[:3]]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
