@@ -49,7 +49,7 @@ notebooks: data  ## run every notebook and compare its outputs
 
 .PHONY: pages
 pages: book  ## open every built page in headless Chromium
-	$(BIN)/pytest tests/test_pages.py -m pages -rs
+	$(BIN)/pytest tests/test_pages.py -m pages -rs -n 2 --dist load
 
 .PHONY: test
 test: lint unit notebooks pages  ## everything that CI runs

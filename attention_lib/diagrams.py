@@ -78,14 +78,22 @@ class Diagram:
         entry = min(max(x1, x2 - width2 / 2 + 14), x2 + width2 / 2 - 14)
         middle = (top + bottom) / 2
         self.parts.append(
-            f'<path d="M{x1:g} {top:g} C{x1:g} {middle:g} {entry:g} {middle:g} {entry:g} {bottom:g}" '
+            f'<path d="M{x1:g} {top:g} '
+            f'C{x1:g} {middle:g} {entry:g} {middle:g} {entry:g} {bottom:g}" '
             f'fill="none" stroke="{LINE}" stroke-width="1.6" marker-end="url(#head)"/>'
         )
         if label:
             self._text((x1 + entry) / 2 + 8, middle + 5, label, size=14, anchor="start")
 
     def _text(
-        self, x: float, y: float, text: str, *, size: int = 16, weight: str = "400", anchor: str = "middle"
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        size: int = 16,
+        weight: str = "400",
+        anchor: str = "middle",
     ) -> None:
         self.parts.append(
             f'<text x="{x:g}" y="{y:g}" font-size="{size}" font-weight="{weight}" '
@@ -100,8 +108,10 @@ class Diagram:
             'font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif">\n'
             f"<title>{escape(self.description)}</title>\n"
             '<defs><marker id="head" viewBox="0 0 10 10" refX="3" refY="5" markerWidth="7" '
-            f'markerHeight="7" orient="auto"><path d="M0 0L10 5L0 10z" fill="{LINE}"/></marker></defs>\n'
-            f'<rect width="{self.width}" height="{self.height}" rx="8" fill="{PAPER}"/>\n{body}\n</svg>'
+            'markerHeight="7" orient="auto">'
+            f'<path d="M0 0L10 5L0 10z" fill="{LINE}"/></marker></defs>\n'
+            f'<rect width="{self.width}" height="{self.height}" rx="8" fill="{PAPER}"/>\n'
+            f"{body}\n</svg>"
         )
 
     def __repr__(self) -> str:

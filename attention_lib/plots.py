@@ -5,6 +5,7 @@ every page. Queries go down the side, keys along the bottom.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import seaborn
@@ -184,7 +185,7 @@ def _heat_map(
         yticklabels="auto" if queries is None else list(queries),
         cbar_kws={"shrink": 0.8},
     )
-    for text, colour in zip(ax.texts, ax.collections[0].get_facecolors(), strict=False):
+    for text, colour in zip(ax.texts, cast(Any, ax.collections[0]).get_facecolors(), strict=False):
         text.set_color("black" if _luminance(colour) > 0.18 else "white")
     ax.set(xlabel="key", ylabel="query", title=title)
     ax.tick_params(axis="x", rotation=0 if keys is None or max(map(len, keys)) < 7 else 45)

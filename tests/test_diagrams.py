@@ -23,9 +23,9 @@ def test_boxes_lie_inside_the_card_and_do_not_overlap(draw):
     drawing = draw()
     boxes = list(drawing.places.values())
     for x, y, width, height in boxes:
-        assert 0 <= x - width / 2
+        assert x - width / 2 >= 0
         assert x + width / 2 <= drawing.width
-        assert 0 <= y - height / 2
+        assert y - height / 2 >= 0
         assert y + height / 2 <= drawing.height
     for i, (x1, y1, w1, h1) in enumerate(boxes):
         for x2, y2, w2, h2 in boxes[:i]:

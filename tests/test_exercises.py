@@ -219,7 +219,10 @@ CHECKS = {
             "zeroed afterwards": (lambda s, m: torch.softmax(s, dim=-1) * m, "still sum to one"),
             "the other way round": (lambda s, m: masked(s, ~m), "Softmax over the last"),
             "maximum before the mask": (lambda s, m: masked(s, m, shift=False), "largest allowed"),
-            "writes into the scores": (lambda s, m: masked(s.masked_fill_(~m, -9e9), m), "in place"),
+            "writes into the scores": (
+                lambda s, m: masked(s.masked_fill_(~m, -9e9), m),
+                "in place",
+            ),
         },
     ),
     "03 backward": (
@@ -227,7 +230,10 @@ CHECKS = {
         lambda w, g: w * (g - (w * g).sum(dim=-1, keepdim=True)),
         {
             "diagonal only": (lambda w, g: w * (1 - w) * g, "sum of g_i w_i"),
-            "mean not weighted": (lambda w, g: w * (g - g.mean(dim=-1, keepdim=True)), "sum of g_i"),
+            "mean not weighted": (
+                lambda w, g: w * (g - g.mean(dim=-1, keepdim=True)),
+                "sum of g_i",
+            ),
             "sum over all": (lambda w, g: w * (g - (w * g).sum()), "own weighted mean"),
         },
     ),
@@ -264,7 +270,8 @@ CHECKS = {
             ),
             "no batch": (
                 lambda x, a, b, c: (
-                    torch.softmax((x @ a) @ (x @ b).transpose(0, 1) / a.shape[-1] ** 0.5, -1) @ (x @ c)
+                    torch.softmax((x @ a) @ (x @ b).transpose(0, 1) / a.shape[-1] ** 0.5, -1)
+                    @ (x @ c)
                 ),
                 "last two dimensions",
             ),

@@ -1,4 +1,4 @@
-"""What the jaxtyping import hook checks with: beartype, with PEP 484's rule that int passes as float."""
+"""What the jaxtyping import hook checks with: beartype, and an int passes for a float (PEP 484)."""
 
 from beartype import BeartypeConf, beartype
 

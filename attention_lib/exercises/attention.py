@@ -25,7 +25,13 @@ def check_paper(output: Any) -> Report:
     """
     right = torch.tensor([1.0, math.e]) / (1 + math.e)
     return check_answers(
-        {"output": (output, right, "The scaled scores are 0 and 1; the values pick out the weights.")}
+        {
+            "output": (
+                output,
+                right,
+                "The scaled scores are 0 and 1; the values pick out the weights.",
+            )
+        }
     )
 
 
@@ -90,7 +96,9 @@ def check_cross_attention(function: Callable[[Tensor, Tensor, Tensor], Tensor]) 
         ),
         "wider values": ((query, key, _waves(4, 5)), "The output is as wide as the values."),
     }
-    cases = [Case(name, given, attend_explicit(*given), hint) for name, (given, hint) in hints.items()]
+    cases = [
+        Case(name, given, attend_explicit(*given), hint) for name, (given, hint) in hints.items()
+    ]
     return check_cases(function, cases)
 
 

@@ -27,8 +27,16 @@ def check_paper(two_projections: Any, one_bilinear: Any, scores_per_step: Any) -
     return check_answers(
         {
             "two projections": (two_projections, 25088, "Two matrices, each 392 x 32."),
-            "one bilinear matrix": (one_bilinear, 153664, "It has a row and a column for each pixel."),
-            "scores in a step": (scores_per_step, 224000, "One for each pair of a query and a key."),
+            "one bilinear matrix": (
+                one_bilinear,
+                153664,
+                "It has a row and a column for each pixel.",
+            ),
+            "scores in a step": (
+                scores_per_step,
+                224000,
+                "One for each pair of a query and a key.",
+            ),
         }
     )
 
@@ -72,34 +80,28 @@ def check_loss(function: Callable[..., Tensor]) -> Report:
 
 
 class _Projected(nn.Module):
-    """Attention with three projections, of which any can be left out."""
+    """Attention with three projections, of which any can be left out or multiplied by zero."""
 
-    def __init__(self, used: str) -> None:
+    def __init__(self, used: str, zeroed: str = "", *, old_gradients: bool = False) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        for name in "qkv":
-            layer = nn.Linear(3, 3, bias=False)
-            layer.weight.data = torch.randn(3, 3, generator=generator)
-            setattr(self, f"W_{name}", layer)
-        self.used = used
-        self.old_gradients = False
+        self.projections = nn.ModuleDict({f"W_{n}": nn.Linear(3, 3, bias=False) for n in "qkv"})
+        for parameter in self.parameters():
+            parameter.data = torch.randn(3, 3, generator=generator)
+        self.used, self.zeroed, self.old_gradients = used, zeroed, old_gradients
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (getattr(self, f"W_{n}")(x) if n in self.used else x for n in "qkv")
-        return attend(q, k, v)
+        q, k, v = (self.projections[f"W_{n}"](x) if n in self.used else x for n in "qkv")
+        output = attend(q, k, v)
+        for n in self.zeroed:
+            output = output + 0 * self.projections[f"W_{n}"](x)
+        return output
 
     def __repr__(self) -> str:
-        return f"attention that applies {', '.join('W_' + n for n in self.used) or 'no projection'}"
-
-
-class _Zeroed(_Projected):
-    """The value projection is applied and multiplied by zero: its gradient exists and vanishes."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return attend(self.W_q(x), self.W_k(x), x) + 0 * self.W_v(x)
-
-    def __repr__(self) -> str:
-        return "attention that multiplies W_v by zero"
+        used = ", ".join(f"W_{n}" for n in self.used) or "no projection"
+        return f"attention that applies {used}" + (
+            f" and multiplies W_{self.zeroed} by zero" if self.zeroed else ""
+        )
 
 
 def check_dead(function: Callable[..., list[str]]) -> Report:
@@ -120,21 +122,19 @@ def check_dead(function: Callable[..., list[str]]) -> Report:
         Case(
             "nothing in use",
             (_Projected("v"), x),
-            ["W_k.weight", "W_q.weight"],
+            ["projections.W_k.weight", "projections.W_q.weight"],
             "Look for parameters whose .grad is None after backward().",
         ),
         Case(
             "a gradient of zeros",
-            (_Zeroed("qkv"), x),
-            ["W_v.weight"],
+            (_Projected("qk", zeroed="v"), x),
+            ["projections.W_v.weight"],
             "A gradient can exist and be zero in every entry.",
         ),
     ]
-    stale = _Projected("kv")
-    stale.old_gradients = True
-    cases.append(
-        Case("an old gradient", (stale, x), ["W_q.weight"], "Clear old gradients before backward().")
-    )
+    stale = _Projected("kv", old_gradients=True)
+    hint = "Clear old gradients before backward()."
+    cases.append(Case("an old gradient", (stale, x), ["projections.W_q.weight"], hint))
 
     def with_old_gradients(module: _Projected, *inputs: Tensor) -> Any:
         if module.old_gradients:  # set here, since copying a module drops its gradients

@@ -147,7 +147,7 @@ def _same(given: tuple[Any, ...], original: tuple[Any, ...]) -> bool:
 
 
 def _show(thing: Any) -> str:
-    """A short text for a message: small tensors in full with three decimals, large ones by shape."""
+    """A short text for a message: small tensors in full, three decimals; large ones by shape."""
     if isinstance(thing, Tensor) and thing.numel() > 40:
         return f"tensor of shape {tuple(thing.shape)}"
     if isinstance(thing, Tensor):

@@ -98,7 +98,10 @@ def check_masked_softmax(function: Callable[[Tensor, Tensor], Tensor]) -> Report
             (torch.tensor([[1000.0, 0.0, 1.0]]), torch.tensor([[False, True, True]])),
             "Mask before you take the maximum: the largest score here is forbidden.",
         ),
-        "a batch": ((batch, torch.ones_like(batch, dtype=torch.bool)), "Count dimensions from the end."),
+        "a batch": (
+            (batch, torch.ones_like(batch, dtype=torch.bool)),
+            "Count dimensions from the end.",
+        ),
     }
     cases = [Case(name, given, softmax(*given), hint) for name, (given, hint) in hints.items()]
     return check_cases(function, cases)
