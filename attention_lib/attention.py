@@ -123,8 +123,10 @@ def attend(
 
     .. math:: O = \mathrm{softmax}\big(Q K^\top / \sqrt{D} + \mathrm{bias}\big) V
 
-    The numbers are those of :func:`attend_explicit`; the weights are never stored. Keys and values
-    must be finite, masked ones too: the kernel multiplies them by 0, and 0 times NaN is NaN.
+    The numbers are those of :func:`attend_explicit`. Where a fused kernel fits (on a CPU: values as
+    wide as keys) the weights are never stored. Keys and values must be finite, masked ones too: a
+    masked NaN key scores NaN plus minus infinity, a masked NaN value is multiplied by 0, and both
+    are NaN.
 
     Args:
         query: Queries, (..., Tq, D).

@@ -38,7 +38,7 @@ def dot(
         ValueError: If ranks, widths, leading dimensions or devices do not fit.
 
     Source:
-        Luong, Pham and Manning (2015), equation 8, case "dot". Chapter 02.
+        Luong, Pham and Manning (2015), section 3.1, case "dot". Chapter 02.
     """
     check_query_key(query, key)
     return query @ key.mT
@@ -122,7 +122,7 @@ def pearson(
         ValueError: If ranks, widths, leading dimensions or devices do not fit.
 
     Source:
-        Pearson (1895). Chapter 01.
+        Pearson (1896). Chapter 01.
     """
     check_query_key(query, key)
     wide = at_least_float32(query.dtype)
@@ -221,7 +221,7 @@ def bilinear(
         ValueError: If ranks, widths, leading dimensions or devices do not fit.
 
     Source:
-        Luong, Pham and Manning (2015), equation 8, case "general". Chapter 02.
+        Luong, Pham and Manning (2015), section 3.1, case "general". Chapter 02.
     """
     check_query_key(query, key, same_width=False)
     _check_parameter("weight", weight, query, (query.shape[-1], key.shape[-1]), "(Dq, Dk)")

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import BATCH, DK, DTYPES, DV, HIDDEN, TK, TQ, D, assert_matches, masks, normal, random
 from torch.autograd.functional import jacobian
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
@@ -149,6 +150,22 @@ def test_square_causal_attention_and_gradients_match(biased, dtype, generator):
 
     def ours(query, key, value, bias=None):
         return attend(query, key, value, causal(), bias=bias)
+
+    assert_matches(ours, partial(_sdpa, mask=table), partial(oracle.attend, mask=table), inputs)
+
+
+@pytest.mark.oracle
+@DTYPE
+@pytest.mark.parametrize("name", MASKS)
+def test_a_truly_fused_kernel_and_its_gradients_match(name, dtype, generator):
+    # The CPU has a fused kernel only where values are as wide as keys. Elsewhere PyTorch falls back
+    # to the explicit formula without a word; here the kernel is forced.
+    inputs = [random(generator, BATCH, length, D, dtype=dtype) for length in (TQ, TK, TK)]
+    table = _table(MASKS[name])
+
+    def ours(query, key, value):
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return attend(query, key, value, MASKS[name])
 
     assert_matches(ours, partial(_sdpa, mask=table), partial(oracle.attend, mask=table), inputs)
 

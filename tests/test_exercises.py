@@ -31,15 +31,12 @@ def ring(order):
     return matrix
 
 
-def dead(module, *inputs, clear=True, zeros=True):
+def dead(module, *inputs, clear=True, limit=1e-5):
     if clear:
         module.zero_grad(set_to_none=True)
     module(*inputs).square().sum().backward()
-    return sorted(
-        name
-        for name, p in module.named_parameters()
-        if p.grad is None or (zeros and not p.grad.any())
-    )
+    size = {n: -1 if p.grad is None else p.grad.abs().max() for n, p in module.named_parameters()}
+    return sorted(name for name in size if size[name] <= limit * max(size.values()))
 
 
 def surprise(query, key, classes, one_hot, w_q, w_k, leak=False, swap=False, scale=True):
@@ -70,7 +67,7 @@ CHECKS = {
             "sign lost": ((0.5222, 2 / math.log(900)), "Centre each vector"),
             "not centred": ((0.0, 2 / math.log(900)), "Centre each vector"),
             "one score 0 in place of -1": ((-0.5222, 1 / math.log(900)), "exp(-2/T)"),
-            "second answer missing": ((-0.5222, None), "largest temperature"),
+            "second answer missing": ((-0.5222, None), "largest temperature: not attempted"),
         },
     ),
     "01 pearson": (
@@ -96,7 +93,7 @@ CHECKS = {
         {
             "softmax over queries": (
                 lambda q, k, v, t: correlation_attention(q, k, v, t, axis=0),
-                "sum to one",
+                "taken over the keys",
             ),
             "temperature ignored": (
                 lambda q, k, v, t: correlation_attention(q, k, v, 1.0),
@@ -124,8 +121,8 @@ CHECKS = {
         (30, 1 / 30),
         {
             "variance": ((900, 1 / 900), "standard deviation"),
-            "variances added": ((math.sqrt(25 * 13), 1 / math.sqrt(25 * 13)), "product of the two"),
-            "usual factor": ((30, 1 / 5), "into one"),
+            "variances added": ((math.sqrt(25 * 13), 1 / math.sqrt(25 * 13)), "4 x 9"),
+            "usual factor": ((30, 1 / 5), "variance one"),
         },
     ),
     "02 scaled dot": (
@@ -229,10 +226,10 @@ CHECKS = {
         soft.check_backward,
         lambda w, g: w * (g - (w * g).sum(dim=-1, keepdim=True)),
         {
-            "diagonal only": (lambda w, g: w * (1 - w) * g, "sum of g_i w_i"),
+            "diagonal only": (lambda w, g: w * (1 - w) * g, "depends on every score"),
             "mean not weighted": (
                 lambda w, g: w * (g - g.mean(dim=-1, keepdim=True)),
-                "sum of g_i",
+                "depends on every score",
             ),
             "sum over all": (lambda w, g: w * (g - (w * g).sum()), "own weighted mean"),
         },
@@ -241,7 +238,7 @@ CHECKS = {
         soft.check_wicked,
         lambda: torch.tensor([0.0, -2e9, -2e9]),
         {
-            "ordinary scores": (lambda: torch.tensor([5.0, 1.0, 2.0]), "compared with"),
+            "ordinary scores": (lambda: torch.tensor([5.0, 1.0, 2.0]), "only the others"),
             "infinite scores": (lambda: torch.tensor([0.0, -math.inf, -math.inf]), "finite"),
             "a tie": (lambda: torch.tensor([0.0, -1e9, -1e9]), "not more than half"),
         },
@@ -251,7 +248,7 @@ CHECKS = {
         ([1 / (1 + math.e), math.e / (1 + math.e)],),
         {
             "not scaled": (([0.1956, 0.8044],), "scaled scores are 0 and 1"),
-            "swapped": (([0.7311, 0.2689],), "pick out"),
+            "swapped": (([0.7311, 0.2689],), "first key"),
             "one number": ((0.7311,), "scaled scores"),
         },
     ),
@@ -293,9 +290,10 @@ CHECKS = {
         attention.check_previous,
         lambda: (EYE5.roll(-1, dims=1), EYE5),
         {
-            "looks right": (lambda: (EYE5.roll(1, dims=1), EYE5), "direction of its own"),
+            "looks right": (lambda: (EYE5.roll(1, dims=1), EYE5), "one to the right"),
+            "one tensor": (lambda: EYE5, "two tensors"),
             "looks at itself": (lambda: (EYE5, EYE5), "direction of its own"),
-            "too short": (lambda: (EYE5.roll(-1, dims=1) / 5, EYE5 / 5), "make vectors long"),
+            "too short": (lambda: (EYE5.roll(-1, dims=1) / 5, EYE5 / 5), "make the vectors long"),
             "four positions": (lambda: (torch.eye(4), torch.eye(4)), "(4, 4)"),
         },
     ),
@@ -325,7 +323,8 @@ CHECKS = {
         learned.check_dead,
         dead,
         {
-            "None only": (lambda m, *x: dead(m, *x, zeros=False), "exist and be zero"),
+            "None only": (lambda m, *x: dead(m, *x, limit=-1e-9), "exist and be zero"),
+            "exact zeros only": (lambda m, *x: dead(m, *x, limit=0), "rounding error"),
             "old gradients kept": (lambda m, *x: dead(m, *x, clear=False), "Clear old gradients"),
             "always empty": (lambda m, *x: [], ".grad is None"),
         },

@@ -11,6 +11,9 @@ from attention_lib.attention import attend_explicit, attention_weights
 from attention_lib.exercises.report import NOT_ATTEMPTED, Case, Report, check_answers, check_cases
 
 
+HINT = "Give each position a direction of its own, and make the vectors long."
+
+
 def check_paper(output: Any) -> Report:
     """Check the output of the exercise on paper.
 
@@ -29,7 +32,7 @@ def check_paper(output: Any) -> Report:
             "output": (
                 output,
                 right,
-                "The scaled scores are 0 and 1; the values pick out the weights.",
+                "The scaled scores are 0 and 1; the first value belongs to the first key.",
             )
         }
     )
@@ -117,6 +120,8 @@ def check_previous(function: Callable[[], tuple[Tensor, Tensor] | None]) -> Repo
     answer: Any = function()
     if answer is None:
         return NOT_ATTEMPTED
+    if not isinstance(answer, tuple | list) or len(answer) != 2:
+        return Report(False, "Expected two tensors: return query, key.")
     query, key = (torch.as_tensor(part).double() for part in answer)
     if query.ndim != 2 or query.shape != key.shape or query.shape[0] != 5:
         found = f"{tuple(query.shape)} and {tuple(key.shape)}"
@@ -126,11 +131,13 @@ def check_previous(function: Callable[[], tuple[Tensor, Tensor] | None]) -> Repo
         found_weight = weights[position, position - 1].item()
         if found_weight <= 0.9:
             row = [round(w, 2) for w in weights[position].tolist()]
+            right = weights[position].argmax() == position + 1
+            hint = "It looks one to the right: which way did you roll?" if right else HINT
             return Report(
                 False,
                 f"Query {position} gives position {position - 1} the weight {found_weight:.2f}, "
                 f"not more than 0.9; its weights are {row}.\n"
-                "  hint      Give each position a direction of its own, and make vectors long.",
+                f"  hint      {hint}",
             )
     return Report(True, "Passed: each query looks one to the left.")
 

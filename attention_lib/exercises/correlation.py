@@ -30,7 +30,7 @@ def check_paper(correlation: Any, temperature: Any) -> Report:
             "correlation of boats and reach": (
                 correlation,
                 -1.5 / math.sqrt(33 / 4),
-                "Centre each vector with its own mean (3/4 and 1/2) before you multiply.",
+                "Centre each vector with its own mean (3/4 and 1/2); check the sign of each product.",
             ),
             "largest temperature": (
                 temperature,
@@ -91,7 +91,7 @@ def check_attention(function: Callable[[Tensor, Tensor, Tensor, float], Tensor])
     hints = {
         "all values are one": (
             (query, key, torch.ones(3, 1), 1.0),
-            "A weighted mean of ones is one: do the weights of each query sum to one?",
+            "A weighted mean of ones is one: is each query's softmax taken over the keys?",
         ),
         "two queries, three keys": (
             (query, key, value, 1.0),

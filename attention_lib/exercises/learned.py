@@ -82,12 +82,14 @@ def check_loss(function: Callable[..., Tensor]) -> Report:
 class _Projected(nn.Module):
     """Attention with three projections, of which any can be left out or multiplied by zero."""
 
-    def __init__(self, used: str, zeroed: str = "", *, old_gradients: bool = False) -> None:
+    def __init__(
+        self, used: str, zeroed: str = "", *, bias: str = "", old_gradients: bool = False
+    ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.projections = nn.ModuleDict({f"W_{n}": nn.Linear(3, 3, bias=False) for n in "qkv"})
+        self.projections = nn.ModuleDict({f"W_{n}": nn.Linear(3, 3, n in bias) for n in "qkv"})
         for parameter in self.parameters():
-            parameter.data = torch.randn(3, 3, generator=generator)
+            parameter.data = torch.randn(parameter.shape, generator=generator)
         self.used, self.zeroed, self.old_gradients = used, zeroed, old_gradients
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,6 +134,9 @@ def check_dead(function: Callable[..., list[str]]) -> Report:
             "A gradient can exist and be zero in every entry.",
         ),
     ]
+    hint = "A key's bias changes all scores of a query alike: its gradient is rounding error."
+    biased = _Projected("qkv", bias="k")
+    cases.append(Case("a bias on the keys", (biased, x), ["projections.W_k.bias"], hint))
     stale = _Projected("kv", old_gradients=True)
     hint = "Clear old gradients before backward()."
     cases.append(Case("an old gradient", (stale, x), ["projections.W_q.weight"], hint))

@@ -67,10 +67,12 @@ def check_answers(answers: dict[str, tuple[Any, Any, str]], *, tolerance: float 
     if all(answer is None for answer, _, _ in answers.values()):
         return NOT_ATTEMPTED
     for question, (answer, right, hint) in answers.items():
+        if answer is None:
+            return Report(False, f"{question}: not attempted yet.")
         complaint = _compare(answer, right, tolerance)
         if complaint:  # the right answer stays hidden: there is nothing else to find out
             return Report(False, f"{question}: {complaint} is not right.\n  hint      {hint}")
-    return Report(True, f"Passed: all {len(answers)} answers.")
+    return Report(True, "Passed." if len(answers) == 1 else f"Passed: all {len(answers)} answers.")
 
 
 def check_cases(

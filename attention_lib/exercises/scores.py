@@ -28,9 +28,13 @@ def check_paper(standard_deviation: Any, factor: Any) -> Report:
             "standard deviation": (
                 standard_deviation,
                 30.0,
-                "The variance of one product is the product of the two variances; then add 25.",
+                "One product has variance 4 x 9, a sum of 25 of them 25 times that; then the root.",
             ),
-            "factor": (factor, 1 / 30, "What turns the standard deviation into one?"),
+            "factor": (
+                factor,
+                1 / 30,
+                "1/sqrt(D) assumes entries of variance one; divide by the standard deviation.",
+            ),
         },
         tolerance=1e-4,
     )
@@ -102,6 +106,8 @@ def check_favourites(function: Callable[[], tuple[Tensor, Tensor] | None]) -> Re
     answer: Any = function()
     if answer is None:
         return NOT_ATTEMPTED
+    if not isinstance(answer, tuple | list) or len(answer) != 2:
+        return Report(False, "Expected two tensors: return query, keys.")
     query, keys = (torch.as_tensor(part).double() for part in answer)
     if query.shape != (1, 2) or keys.shape != (3, 2):
         found = f"{tuple(query.shape)} and {tuple(keys.shape)}"

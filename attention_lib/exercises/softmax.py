@@ -121,7 +121,11 @@ def check_backward(function: Callable[[Tensor, Tensor], Tensor]) -> Report:
     """
     scores = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.5, 3.0]])
     hints = {
-        "one row": (scores[:1], torch.tensor([[1.0, 0.0, 0.0]]), "w_j (g_j - sum of g_i w_i)."),
+        "one row": (
+            scores[:1],
+            torch.tensor([[1.0, 0.0, 0.0]]),
+            "Each weight depends on every score: what do the entries -w_i w_j add?",
+        ),
         "the same gradient for all": (
             scores[:1],
             torch.ones(1, 3),
@@ -169,5 +173,5 @@ def check_wicked(function: Callable[[], Tensor | None]) -> Report:
     return Report(
         False,
         f"Masked with -1e9, key 0 has weight {weight:.2f}, not more than half.\n"
-        "  hint      -1e9 is small only compared with the other scores.",
+        "  hint      Key 0's own score is replaced by -1e9, so only the others can help it.",
     )
