@@ -10,7 +10,6 @@ from torch import Tensor
 from attention_lib.attention import attend_explicit, attention_weights
 from attention_lib.exercises.report import NOT_ATTEMPTED, Case, Report, check_answers, check_cases
 
-
 HINT = "Give each position a direction of its own, and make the vectors long."
 
 

@@ -30,7 +30,7 @@ def check_paper(correlation: Any, temperature: Any) -> Report:
             "correlation of boats and reach": (
                 correlation,
                 -1.5 / math.sqrt(33 / 4),
-                "Centre each vector with its own mean (3/4 and 1/2); check the sign of each product.",
+                "Centre each vector with its own mean (3/4 and 1/2); check each sign.",
             ),
             "largest temperature": (
                 temperature,
