@@ -6,12 +6,21 @@ attempted.
 """
 
 from attention_lib.exercises import attention, correlation, learned, scores, softmax
-from attention_lib.exercises.report import Case, Report, check_answers, check_cases
+from attention_lib.exercises.report import (
+    Case,
+    Report,
+    as_tensors,
+    check_against,
+    check_answers,
+    check_cases,
+)
 
 __all__ = [
     "Case",
     "Report",
+    "as_tensors",
     "attention",
+    "check_against",
     "check_answers",
     "check_cases",
     "correlation",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attention_lib.attention import attend_explicit, attention_weights
-from attention_lib.exercises.report import NOT_ATTEMPTED, Case, Report, check_answers, check_cases
+from attention_lib.exercises.report import Report, as_tensors, check_against, check_answers
 
 HINT = "Give each position a direction of its own, and make the vectors long."
 
@@ -66,12 +66,7 @@ def check_self_attention(function: Callable[[Tensor, Tensor, Tensor, Tensor], Te
             "Transpose the last two dimensions only.",
         ),
     }
-    cases = []
-    for name, (given, hint) in hints.items():
-        tokens, w_q, w_k, w_v = given
-        expected = attend_explicit(tokens @ w_q, tokens @ w_k, tokens @ w_v)
-        cases.append(Case(name, given, expected, hint))
-    return check_cases(function, cases)
+    return check_against(function, _projected, hints)
 
 
 def check_cross_attention(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Report:
@@ -98,10 +93,7 @@ def check_cross_attention(function: Callable[[Tensor, Tensor, Tensor], Tensor]) 
         ),
         "wider values": ((query, key, _waves(4, 5)), "The output is as wide as the values."),
     }
-    cases = [
-        Case(name, given, attend_explicit(*given), hint) for name, (given, hint) in hints.items()
-    ]
-    return check_cases(function, cases)
+    return check_against(function, attend_explicit, hints)
 
 
 def check_previous(function: Callable[[], tuple[Tensor, Tensor] | None]) -> Report:
@@ -116,12 +108,10 @@ def check_previous(function: Callable[[], tuple[Tensor, Tensor] | None]) -> Repo
     Source:
         Chapter 04, exercise "look one to the left".
     """
-    answer: Any = function()
-    if answer is None:
-        return NOT_ATTEMPTED
-    if not isinstance(answer, tuple | list) or len(answer) != 2:
-        return Report(False, "Expected two tensors: return query, key.")
-    query, key = (torch.as_tensor(part).double() for part in answer)
+    answer = as_tensors(function(), "query", "key")
+    if isinstance(answer, Report):
+        return answer
+    query, key = answer
     if query.ndim != 2 or query.shape != key.shape or query.shape[0] != 5:
         found = f"{tuple(query.shape)} and {tuple(key.shape)}"
         return Report(False, f"Expected two tensors of shape (5, D), got {found}.")
@@ -139,6 +129,10 @@ def check_previous(function: Callable[[], tuple[Tensor, Tensor] | None]) -> Repo
                 f"  hint      {hint}",
             )
     return Report(True, "Passed: each query looks one to the left.")
+
+
+def _projected(x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor) -> Tensor:
+    return attend_explicit(x @ w_q, x @ w_k, x @ w_v)
 
 
 def _waves(*shape: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_lib.exercises.report import NOT_ATTEMPTED, Case, Report, check_answers, check_cases
+from attention_lib.exercises.report import Report, as_tensors, check_against, check_answers
 from attention_lib.scores import pearson
 from attention_lib.softmax import softmax
 
@@ -69,8 +69,7 @@ def check_pearson(function: Callable[[Tensor, Tensor], Tensor]) -> Report:
         "a large shift": ((far, two), "Subtract the mean of each row, not of the whole matrix."),
         "a constant row": ((flat, two), "A constant row has length 0: give 0 there, not nan."),
     }
-    cases = [Case(name, given, pearson(*given), hint) for name, (given, hint) in hints.items()]
-    return check_cases(function, cases)
+    return check_against(function, pearson, hints)
 
 
 def check_attention(function: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> Report:
@@ -102,11 +101,7 @@ def check_attention(function: Callable[[Tensor, Tensor, Tensor, float], Tensor])
             "Divide the scores by the temperature before the softmax.",
         ),
     }
-    cases = [
-        Case(name, given, softmax(pearson(*given[:2]), temperature=given[3]) @ given[2], hint)
-        for name, (given, hint) in hints.items()
-    ]
-    return check_cases(function, cases)
+    return check_against(function, _correlation_attention, hints)
 
 
 def check_indistinguishable(function: Callable[[], Tensor]) -> Report:
@@ -121,10 +116,10 @@ def check_indistinguishable(function: Callable[[], Tensor]) -> Report:
     Source:
         Chapter 01, exercise "different rows, one answer".
     """
-    rows = function()
-    if rows is None:
-        return NOT_ATTEMPTED
-    rows = torch.as_tensor(rows).double()
+    answer = as_tensors(function(), "rows")
+    if isinstance(answer, Report):
+        return answer
+    (rows,) = answer
     if rows.ndim != 2 or rows.shape[0] != 3 or rows.shape[1] < 4:
         return Report(False, f"Expected a shape (3, D) with D >= 4, got {tuple(rows.shape)}.")
     for i, j in ((0, 1), (0, 2), (1, 2)):
@@ -144,3 +139,7 @@ def check_indistinguishable(function: Callable[[], Tensor]) -> Report:
                 f"{pearson(rows, rows).numpy().round(3)}\n  hint      All of them must be equal.",
             )
     return Report(True, "Passed: three different rows, one answer.")
+
+
+def _correlation_attention(query: Tensor, key: Tensor, value: Tensor, temperature: float) -> Tensor:
+    return softmax(pearson(query, key), temperature=temperature) @ value

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from attention_lib.attention import attend, attention_weights
-from attention_lib.exercises.report import NOT_ATTEMPTED, Case, Report, check_answers, check_cases
+from attention_lib.exercises.report import (
+    Case,
+    Report,
+    as_tensors,
+    check_against,
+    check_answers,
+    check_cases,
+)
 
 
 def check_paper(two_projections: Any, one_bilinear: Any, scores_per_step: Any) -> Report:
@@ -69,14 +76,15 @@ def check_loss(function: Callable[..., Tensor]) -> Report:
             "Queries through W_Q, keys through W_K, scores over the root of the projected width.",
         ),
     }
-    cases = []
-    for name, (given, hint) in hints.items():
-        asked, stored, truth, values, w_q, w_k = given
-        others = ~torch.eye(len(stored), dtype=torch.bool)
-        shares = attention_weights(asked @ w_q, stored @ w_k, others) @ values
-        expected = -shares.gather(1, truth[:, None]).log().mean()
-        cases.append(Case(name, given, expected, hint))
-    return check_cases(function, cases)
+    return check_against(function, _loss, hints)
+
+
+def _loss(
+    query: Tensor, key: Tensor, classes: Tensor, one_hot: Tensor, w_q: Tensor, w_k: Tensor
+) -> Tensor:
+    others = ~torch.eye(len(key), dtype=torch.bool)
+    shares = attention_weights(query @ w_q, key @ w_k, others) @ one_hot
+    return -shares.gather(1, classes[:, None]).log().mean()
 
 
 class _Projected(nn.Module):
@@ -162,10 +170,10 @@ def check_ring(function: Callable[[], Tensor | None]) -> Report:
     Source:
         Chapter 04b, exercise "four of five".
     """
-    answer = function()
-    if answer is None:
-        return NOT_ATTEMPTED
-    scores = torch.as_tensor(answer).double()
+    answer = as_tensors(function(), "scores")
+    if isinstance(answer, Report):
+        return answer
+    (scores,) = answer
     if scores.shape != (5, 5):
         return Report(False, f"Expected a shape (5, 5), got {tuple(scores.shape)}.")
     if not torch.equal(scores, scores.mT):

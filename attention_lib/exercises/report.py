@@ -121,6 +121,55 @@ def check_cases(
     return Report(True, f"Passed: all {len(cases)} cases.")
 
 
+def check_against(
+    function: Callable[..., Any],
+    reference: Callable[..., Any],
+    inputs: dict[str, tuple[tuple[Any, ...], str]],
+) -> Report:
+    """Compare a function with a reference on several inputs and report the first that differs.
+
+    Args:
+        function: The learner's function.
+        reference: Gives the right answers.
+        inputs: For each case its arguments and a hint, the easiest first.
+
+    Returns:
+        The report.
+
+    Raises:
+        TypeError: If ``function`` cannot be called.
+
+    Source:
+        Used by every chapter's exercises.
+    """
+    cases = [Case(name, given, reference(*given), hint) for name, (given, hint) in inputs.items()]
+    return check_cases(function, cases)
+
+
+def as_tensors(answer: Any, *names: str) -> tuple[Tensor, ...] | Report:
+    """Turn what the learner returned into float64 tensors, or say what is wrong with it.
+
+    Args:
+        answer: What the learner's function returned.
+        names: What it was asked to return.
+
+    Returns:
+        One tensor for each name, or the report.
+
+    Source:
+        Used by every chapter's exercises.
+    """
+    if answer is None:
+        return NOT_ATTEMPTED
+    parts = answer if isinstance(answer, tuple | list) else (answer,)
+    if len(parts) != len(names):
+        return Report(False, f"Expected {len(names)} tensors: return {', '.join(names)}.")
+    try:
+        return tuple(torch.as_tensor(part).double() for part in parts)
+    except (TypeError, ValueError, RuntimeError):
+        return Report(False, f"Expected tensors, got {_show(answer)}.")
+
+
 def _compare(result: Any, expected: Any, tolerance: float) -> str:
     """What is wrong with a result; empty if nothing."""
     if not isinstance(expected, Tensor | int | float) or isinstance(expected, bool):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_lib.exercises.report import NOT_ATTEMPTED, Case, Report, check_answers, check_cases
+from attention_lib.exercises.report import Report, as_tensors, check_against, check_answers
 from attention_lib.scores import additive, cosine, dot, gaussian, scaled_dot
 
 
@@ -63,8 +63,7 @@ def check_scaled_dot(function: Callable[[Tensor, Tensor], Tensor]) -> Report:
         ),
         "a batch": ((_grid(2, 2, 5), _grid(2, 3, 5)), "Transpose the last two dimensions only."),
     }
-    cases = [Case(name, given, scaled_dot(*given), hint) for name, (given, hint) in hints.items()]
-    return check_cases(function, cases)
+    return check_against(function, scaled_dot, hints)
 
 
 def check_additive(function: Callable[..., Tensor]) -> Report:
@@ -87,8 +86,7 @@ def check_additive(function: Callable[..., Tensor]) -> Report:
         "two queries, five keys": (wide, "Make every pair: (Tq, 1, A) plus (1, Tk, A)."),
         "a batch": (batch, "Insert the new dimension counted from the end, not from the front."),
     }
-    cases = [Case(name, given, additive(*given), hint) for name, (given, hint) in hints.items()]
-    return check_cases(function, cases)
+    return check_against(function, additive, hints)
 
 
 def check_favourites(function: Callable[[], tuple[Tensor, Tensor] | None]) -> Report:
@@ -103,12 +101,10 @@ def check_favourites(function: Callable[[], tuple[Tensor, Tensor] | None]) -> Re
     Source:
         Chapter 02, exercise "three scores, three favourites".
     """
-    answer: Any = function()
-    if answer is None:
-        return NOT_ATTEMPTED
-    if not isinstance(answer, tuple | list) or len(answer) != 2:
-        return Report(False, "Expected two tensors: return query, keys.")
-    query, keys = (torch.as_tensor(part).double() for part in answer)
+    answer = as_tensors(function(), "query", "keys")
+    if isinstance(answer, Report):
+        return answer
+    query, keys = answer
     if query.shape != (1, 2) or keys.shape != (3, 2):
         found = f"{tuple(query.shape)} and {tuple(keys.shape)}"
         return Report(False, f"Expected shapes (1, 2) and (3, 2), got {found}.")

@@ -6,7 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_lib.exercises.report import NOT_ATTEMPTED, Case, Report, check_answers, check_cases
+from attention_lib.exercises.report import (
+    Case,
+    Report,
+    as_tensors,
+    check_against,
+    check_answers,
+    check_cases,
+)
 from attention_lib.softmax import softmax
 
 
@@ -66,8 +73,8 @@ def check_softmax(function: Callable[[Tensor], Tensor]) -> Report:
             "Each row needs its own shift.",
         ),
     }
-    cases = [Case(name, (given,), softmax(given), hint) for name, (given, hint) in hints.items()]
-    return check_cases(function, cases)
+    inputs = {name: ((given,), hint) for name, (given, hint) in hints.items()}
+    return check_against(function, softmax, inputs)
 
 
 def check_masked_softmax(function: Callable[[Tensor, Tensor], Tensor]) -> Report:
@@ -103,8 +110,7 @@ def check_masked_softmax(function: Callable[[Tensor, Tensor], Tensor]) -> Report
             "Count dimensions from the end.",
         ),
     }
-    cases = [Case(name, given, softmax(*given), hint) for name, (given, hint) in hints.items()]
-    return check_cases(function, cases)
+    return check_against(function, softmax, hints)
 
 
 def check_backward(function: Callable[[Tensor, Tensor], Tensor]) -> Report:
@@ -158,10 +164,10 @@ def check_wicked(function: Callable[[], Tensor | None]) -> Report:
     Source:
         Chapter 03, exercise "equal to the eye, different to a mask".
     """
-    answer = function()
-    if answer is None:
-        return NOT_ATTEMPTED
-    scores = torch.as_tensor(answer).float()
+    answer = as_tensors(function(), "scores")
+    if isinstance(answer, Report):
+        return answer
+    scores = answer[0].float()
     if scores.ndim != 1 or len(scores) < 3:
         return Report(False, f"Expected a shape (T,) with T >= 3, got {tuple(scores.shape)}.")
     if not scores.isfinite().all():
