@@ -1,19 +1,13 @@
 """What all tests share: fixed randomness, few threads, and a switch for the shape checks."""
 
 import random
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import hypothesis
 import jaxtyping
 import numpy
 import pytest
 import torch
-
-# Helpers that are not part of the library: tests/oracle.py, tools/notebook_form.py, ...
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
 
 # The same examples on every run and machine; slow machines do not fail a test by being slow.
 hypothesis.settings.register_profile("book", derandomize=True, deadline=None)

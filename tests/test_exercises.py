@@ -411,6 +411,22 @@ def test_answers_of_a_strange_type_are_wrong_and_shown(answer):
     assert not report.passed
 
 
+@pytest.mark.parametrize("name", ["01 indistinguishable", "03 wicked", "04b ring", "04 previous"])
+def test_tensors_may_be_given_as_plain_lists(name):
+    check, right, _ = CHECKS[name]
+    tensors = right()
+    lists = tensors.tolist() if torch.is_tensor(tensors) else [t.tolist() for t in tensors]
+    assert check(lambda: lists).passed
+
+
+@pytest.mark.parametrize("name", ["01 indistinguishable", "03 wicked", "04b ring", "04 previous"])
+def test_what_is_no_tensor_is_reported_and_not_raised(name):
+    check, _, _ = CHECKS[name]
+    report = check(lambda: ("one", "two"))
+    assert not report.passed
+    assert "Expected tensors" in report.message
+
+
 def test_a_check_needs_a_function(no_shape_hook):
     with pytest.raises(TypeError, match="function must be a function, got int"):
         check_cases(3, [])

@@ -24,6 +24,7 @@ TARGET = 0.9
 SETTINGS = f"""
 [tool.pytest.ini_options]
 addopts = ["--import-mode=importlib"]
+pythonpath = ["tests"]
 markers = ["oracle", "hostile"]
 filterwarnings = ["error"]
 

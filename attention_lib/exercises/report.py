@@ -161,8 +161,9 @@ def as_tensors(answer: Any, *names: str) -> tuple[Tensor, ...] | Report:
     """
     if answer is None:
         return NOT_ATTEMPTED
-    parts = answer if isinstance(answer, tuple | list) else (answer,)
-    if len(parts) != len(names):
+    # One tensor may come as a nested list, so only several are looked at as a sequence.
+    parts = (answer,) if len(names) == 1 else answer
+    if not isinstance(parts, tuple | list) or len(parts) != len(names):
         return Report(False, f"Expected {len(names)} tensors: return {', '.join(names)}.")
     try:
         return tuple(torch.as_tensor(part).double() for part in parts)
