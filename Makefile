@@ -75,6 +75,10 @@ mutation: $(STAMP)  ## mutation score of the numeric core
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	$(BIN)/python tools/mutation.py
 
+.PHONY: parity
+parity: $(STAMP)  ## compare every component with its reference, write chapters/parity.md
+	$(BIN)/python tools/parity.py
+
 .PHONY: lock
 lock:  ## renew requirements.txt from the ranges in pyproject.toml
 	$(PYTHON) tools/lock.py $(if $(TORCH),--torch $(TORCH))

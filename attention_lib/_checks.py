@@ -84,6 +84,22 @@ def check_query_key(query: Tensor, key: Tensor, *, same_width: bool = True) -> N
     check_batches(query=query, key=key)
 
 
+def check_count(name: str, number: int, *, least: int) -> None:
+    """Require an integer of at least ``least``."""
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{name} must be an integer, got {type(number).__name__}")
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+
+
+def check_fraction(name: str, number: float) -> None:
+    """Require a number of at least 0 and below 1."""
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise TypeError(f"{name} must be a number, got {type(number).__name__}")
+    if not 0 <= number < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1, got {number}")
+
+
 def check_positive(name: str, number: float) -> None:
     """Require a number above zero that float32 can hold."""
     if isinstance(number, bool) or not isinstance(number, int | float):

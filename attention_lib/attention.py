@@ -16,6 +16,7 @@ from attention_lib._checks import (
     check_batches,
     check_broadcast,
     check_float,
+    check_fraction,
     check_like,
     check_mask,
     check_query_key,
@@ -78,6 +79,7 @@ def attend_explicit(
     score: Score = scaled_dot,
     bias: Float[Tensor, "..."] | None = None,
     temperature: float = 1.0,
+    dropout: float = 0.0,
 ) -> Float[Tensor, "... Tq Dv"]:
     r"""Attention with every step written out: for each query, a weighted mean of the values.
 
@@ -93,6 +95,7 @@ def attend_explicit(
         score: As in :func:`attention_weights`.
         bias: As in :func:`attention_weights`.
         temperature: As in :func:`attention_weights`.
+        dropout: As in :func:`attend`.
 
     Returns:
         Output, (..., Tq, Dv); 0 for a query that may attend to nothing.
@@ -106,8 +109,9 @@ def attend_explicit(
     """
     check_query_key(query, key, same_width=False)
     _check_value(query, key, value)
+    check_fraction("dropout", dropout)
     weights = attention_weights(query, key, mask, score=score, bias=bias, temperature=temperature)
-    return weights @ value
+    return (torch.dropout(weights, dropout, train=True) if dropout else weights) @ value
 
 
 def attend(
@@ -118,6 +122,7 @@ def attend(
     *,
     bias: Float[Tensor, "..."] | None = None,
     scale: float | None = None,
+    dropout: float = 0.0,
 ) -> Float[Tensor, "... Tq Dv"]:
     r"""Scaled dot-product attention through PyTorch's fused kernel.
 
@@ -135,6 +140,8 @@ def attend(
         mask: As in :func:`attention_weights`.
         bias: Added to the scaled scores; finite; broadcasts to (..., Tq, Tk).
         scale: Factor in place of :math:`1/\sqrt{D}`.
+        dropout: Probability with which a weight is set to 0, at least 0 and below 1; the others are
+            divided by 1 minus it. It always applies: pass 0 outside training.
 
     Returns:
         Output, (..., Tq, Dv); 0 for a query that may attend to nothing.
@@ -148,8 +155,11 @@ def attend(
     """
     check_query_key(query, key)
     _check_value(query, key, value)
+    check_fraction("dropout", dropout)
     batch = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
     full = (*batch, query.shape[-2], key.shape[-2])
+    if mask is causal() and full[-2] == 1:
+        mask = None  # one query stands at the last position and sees every key
     is_causal = mask is causal() and bias is None and full[-2] == full[-1]
     allowed = None if is_causal else _dense_mask(mask, full, query)
     if bias is not None:
@@ -172,6 +182,7 @@ def attend(
         key,
         value,
         attn_mask=None if extra is None else _four_dimensional(extra, batch),
+        dropout_p=dropout,
         is_causal=is_causal,
         scale=scale,
     ).reshape(*batch, full[-2], value.shape[-1])

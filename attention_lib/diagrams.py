@@ -149,6 +149,30 @@ def attention_diagram() -> Diagram:
     return drawing
 
 
+def multi_head_diagram() -> Diagram:
+    """Multi-head attention, with the shape of every tensor.
+
+    Returns:
+        The diagram.
+
+    Source:
+        After Vaswani et al. (2017), figure 2, right. Chapter 07.
+    """
+    drawing = Diagram(480, 542, "Multi-head attention: project, split, attend, merge, mix")
+    drawing.box("X", "input X", "B × T × D", at=(240, 36), kind="data")
+    for name, x in (("Q", 82), ("K", 240), ("V", 398)):
+        drawing.box(name, f"X W_{name}", "B × T × D", at=(x, 136), kind="learned", width=126)
+        drawing.box(name + "s", "split", "B × H × T × Dh", at=(x, 236), width=140)
+        drawing.arrow("X", name)
+        drawing.arrow(name, name + "s")
+    drawing.box("A", "attend, all heads at once", "B × H × T × Dh", at=(240, 326), width=240)
+    drawing.box("M", "merge", "B × T × D", at=(240, 416), width=140)
+    drawing.box("O", "output = merged · W_O", "B × T × D", at=(240, 506), kind="result", width=220)
+    for start, end in (("Qs", "A"), ("Ks", "A"), ("Vs", "A"), ("A", "M"), ("M", "O")):
+        drawing.arrow(start, end)
+    return drawing
+
+
 def book_map() -> Diagram:
     """The chapters of part I and the question each answers.
 
@@ -158,21 +182,47 @@ def book_map() -> Diagram:
     Source:
         Front page.
     """
-    drawing = Diagram(480, 466, "The chapters of part I, from correlation to learned attention")
-    chapters = (
-        ("1", "1 · Correlation", "similar things count more", "data"),
-        ("2", "2 · Scores", "what counts as similar", "step"),
-        ("3", "3 · Softmax", "from scores to weights", "step"),
-        ("4", "4 · Attention", "queries, keys, values", "result"),
-        ("4b", "4b · Learned attention", "deciding what to compare", "learned"),
+    return _column(
+        "The chapters of part I, from correlation to learned attention",
+        (
+            ("1 · Correlation", "similar things count more", "data"),
+            ("2 · Scores", "what counts as similar", "step"),
+            ("3 · Softmax", "from scores to weights", "step"),
+            ("4 · Attention", "queries, keys, values", "result"),
+            ("4b · Learned attention", "deciding what to compare", "learned"),
+        ),
+        ("take it apart", "make weights of them", "put it together", "train it"),
     )
-    for row, (name, title, question, kind) in enumerate(chapters):
-        drawing.box(name, title, question, at=(240, 40 + 96 * row), kind=kind, width=250)
-    for start, end, label in (
-        ("1", "2", "take it apart"),
-        ("2", "3", "make weights of them"),
-        ("3", "4", "put it together"),
-        ("4", "4b", "train it"),
-    ):
+
+
+def second_map() -> Diagram:
+    """The chapters of part II and the question each answers.
+
+    Returns:
+        The diagram.
+
+    Source:
+        Front page.
+    """
+    return _column(
+        "The chapters of part II, from masks to the Transformer block",
+        (
+            ("5 · Masks", "who may look at whom", "step"),
+            ("6 · Sequence to sequence", "why attention was invented", "learned"),
+            ("7 · Heads", "several questions at once", "step"),
+            ("8 · Positions", "what tells the order", "step"),
+            ("9 · Blocks", "attention becomes a Transformer", "result"),
+        ),
+        ("read and write", "ask more than once", "put the words in order", "stack it"),
+    )
+
+
+def _column(
+    description: str, chapters: tuple[tuple[str, str, str], ...], links: tuple[str, ...]
+) -> Diagram:
+    drawing = Diagram(480, 82 + 96 * len(links), description)
+    for row, (title, question, kind) in enumerate(chapters):
+        drawing.box(title, title, question, at=(240, 40 + 96 * row), kind=kind, width=250)
+    for (start, _, _), (end, _, _), label in zip(chapters, chapters[1:], links, strict=False):
         drawing.arrow(start, end, label)
     return drawing

@@ -1,4 +1,4 @@
-"""Masks: which keys may a query attend to? True means "may attend". Chapters 03 and 05.
+"""Masks: which keys may a query attend to? True means "may attend". Chapter 05.
 
 A mask is a rule about positions, not a matrix. It becomes a matrix only when a length is known, and
 rules combine with ``&``. Keys stand at positions 0 .. Tk - 1. Queries are the last Tq of those
@@ -7,12 +7,13 @@ positions, so that one new query in front of a long cache is allowed to see all 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Integer
 from torch import Tensor
 
-from attention_lib._checks import shape
+from attention_lib._checks import check_count, shape
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,45 @@ class Mask:
             True where the query may attend, (..., Tq, Tk).
 
         Raises:
+            TypeError: If a length is not an integer.
             ValueError: If a length is negative.
         """
-        for name, length in (("query_length", query_length), ("key_length", key_length)):
-            if length < 0:
-                raise ValueError(f"{name} must be at least 0, got {length}")
+        check_count("query_length", query_length, least=0)
+        check_count("key_length", key_length, least=0)
         key = torch.arange(key_length, device=device)
         query = torch.arange(query_length, device=device) + (key_length - query_length)
         allowed = self.rule(query[:, None], key[None, :])
         return allowed.expand(*allowed.shape[:-2], query_length, key_length)
+
+    def tile(self, queries: range, keys: range) -> Literal["full", "partial", "empty"]:
+        """Say whether the rule allows all, some or none of the pairs of a rectangle.
+
+        Work on an empty tile can be skipped, and a full tile needs no mask.
+
+        Args:
+            queries: Positions of the queries, of step 1.
+            keys: Positions of the keys, of step 1.
+
+        Returns:
+            ``"full"``, ``"partial"`` or ``"empty"``; a tile without pairs is empty.
+
+        Raises:
+            ValueError: If a range does not have step 1.
+
+        Source:
+            Dao et al. (2022), section 3.3, for skipping empty tiles. Chapter 05.
+        """
+        for name, positions in (("queries", queries), ("keys", keys)):
+            if positions.step != 1:
+                raise ValueError(f"{name} must be a range of step 1, got step {positions.step}")
+        if not queries or not keys:
+            return "empty"
+        query = torch.arange(queries.start, queries.stop)[:, None]
+        key = torch.arange(keys.start, keys.stop)[None, :]
+        allowed = self.rule(query, key)
+        if allowed.all():
+            return "full"
+        return "partial" if allowed.any() else "empty"
 
 
 # One object, so that attend() can recognise it and use PyTorch's own causal path.
@@ -72,7 +103,9 @@ _CAUSAL = Mask(lambda query, key: key <= query, "causal")
 def causal() -> Mask:
     r"""Allow each position to attend to itself and to what came before.
 
-    .. math:: m_{ij} = [\, j \le i + (T_k - T_q) \,]
+    .. math:: m_{ij} = [\, j \le i \,]
+
+    where i is the query's position, :math:`T_k - T_q` for the first row of ``dense``.
 
     Returns:
         The mask; aligned at the last position when Tq and Tk differ.
@@ -102,14 +135,150 @@ def padding(lengths: Integer[Tensor, "..."]) -> Mask:
     Source:
         Chapters 03 and 05.
     """
-    if (
-        not isinstance(lengths, Tensor)
-        or lengths.is_floating_point()
-        or lengths.dtype == torch.bool
-    ):
-        got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
-        raise TypeError(f"lengths must be an integer tensor, got {got}")
-    if (lengths < 0).any():
-        raise ValueError(f"lengths must be at least 0, got a smallest of {int(lengths.min())}")
+    _check_integers("lengths", lengths)
     ends = lengths.clone()[..., None, None]  # (B, 1, 1); a copy, so later edits do not leak in
     return Mask(lambda query, key: key < ends.to(key.device), f"padding{shape(lengths)}")
+
+
+def sliding_window(before: int, after: int = 0) -> Mask:
+    r"""Allow the keys from ``before`` positions back to ``after`` positions ahead.
+
+    .. math:: m_{ij} = [\, i - \text{before} \le j \le i + \text{after} \,]
+
+    With ``after`` = 0 the window is causal and holds ``before`` + 1 keys.
+
+    Args:
+        before: Keys before the query, at least 0.
+        after: Keys after the query, at least 0.
+
+    Returns:
+        The mask.
+
+    Raises:
+        TypeError: If an argument is not an integer.
+        ValueError: If an argument is negative.
+
+    Source:
+        Beltagy, Peters and Cohan (2020), section 3.1. Chapter 05.
+    """
+    check_count("before", before, least=0)
+    check_count("after", after, least=0)
+    return Mask(
+        lambda query, key: (key >= query - before) & (key <= query + after),
+        f"window({before}, {after})",
+    )
+
+
+def prefix(lengths: Integer[Tensor, "..."]) -> Mask:
+    r"""Allow every query the first ``lengths`` keys, and beyond them only its past and itself.
+
+    .. math:: m_{bij} = [\, j < \ell_b \,] \lor [\, j \le i \,]
+
+    A question may be read in both directions while the answer is generated from left to right.
+
+    Args:
+        lengths: Length of each sequence's prefix, (B,), or () for one prefix length for all.
+
+    Returns:
+        The mask; ``dense`` gives it the shape (B, Tq, Tk).
+
+    Raises:
+        TypeError: If ``lengths`` is not an integer tensor.
+        ValueError: If a length is negative.
+
+    Source:
+        Raffel et al. (2020), section 3.2.1, "causal with prefix". Chapter 05.
+    """
+    _check_integers("lengths", lengths)
+    ends = lengths.clone()[..., None, None]  # (B, 1, 1)
+    return Mask(
+        lambda query, key: (key < ends.to(key.device)) | (key <= query), f"prefix{shape(lengths)}"
+    )
+
+
+def document(ids: Integer[Tensor, "... T"]) -> Mask:
+    r"""Allow only pairs of the same document, in a sequence packed from several.
+
+    .. math:: m_{bij} = [\, d_{bi} = d_{bj} \,]
+
+    Args:
+        ids: Number of the document to which each position belongs, (B, T) or (T,).
+
+    Returns:
+        The mask; ``dense`` gives it the shape (B, Tq, Tk), for lengths of at most T.
+
+    Raises:
+        TypeError: If ``ids`` is not an integer tensor.
+        ValueError: If an id is negative; from ``dense``, if there are positions without an id.
+
+    Source:
+        Krell et al. (2021), on packing without cross-contamination. Chapter 05.
+    """
+    _check_integers("ids", ids)
+    if ids.ndim == 0:
+        raise ValueError(f"ids must have at least 1 dimension, got shape {shape(ids)}")
+    owners, length = ids.clone(), ids.shape[-1]
+
+    def same(query: Tensor, key: Tensor) -> Tensor:
+        for positions in (query, key):
+            if positions.is_meta or not positions.numel():  # there are no numbers to check
+                continue
+            first, last = int(positions.min()), int(positions.max())
+            if first < 0 or last >= length:
+                raise ValueError(
+                    f"positions must lie in 0 .. {length - 1}, where ids has an entry, "
+                    f"got {first} .. {last}"
+                )
+        here = owners.to(key.device)
+        return here[..., query[:, 0]].unsqueeze(-1) == here[..., key[0]].unsqueeze(-2)
+
+    return Mask(same, f"document{shape(ids)}")
+
+
+def for_torch_attention(
+    mask: Mask, query_length: int, key_length: int, heads: int
+) -> Bool[Tensor, "..."]:
+    """Write a mask out in the convention of ``torch.nn.MultiheadAttention``: True means blocked.
+
+    ``scaled_dot_product_attention`` reads True as "may attend", as this book does, so that
+    ``mask.dense`` serves it. ``nn.MultiheadAttention`` and ``nn.Transformer`` read True as "may
+    not", and want one matrix, or one for each sequence and head. This is the only place where the
+    book turns a mask round.
+
+    Args:
+        mask: The mask; its ``dense`` is (Tq, Tk) or (B, Tq, Tk).
+        query_length: Tq.
+        key_length: Tk.
+        heads: H, number of heads of the module.
+
+    Returns:
+        True where the query may not attend, (Tq, Tk) or (B * H, Tq, Tk).
+
+    Raises:
+        TypeError: If ``heads`` or a length is not an integer.
+        ValueError: If one of them is too small, or the mask has more than one leading dimension.
+
+    Source:
+        PyTorch documentation of ``torch.nn.MultiheadAttention``, ``attn_mask``. Chapter 05.
+    """
+    check_count("heads", heads, least=1)
+    blocked = ~mask.dense(query_length, key_length)
+    if blocked.ndim > 3:
+        raise ValueError(
+            f"mask must be (Tq, Tk) or (B, Tq, Tk) when written out, got {shape(blocked)}"
+        )
+    return blocked if blocked.ndim == 2 else blocked.repeat_interleave(heads, dim=0)
+
+
+def _check_integers(name: str, tensor: Tensor) -> None:
+    """Require a tensor of integers of at least 0."""
+    if (
+        not isinstance(tensor, Tensor)
+        or tensor.is_floating_point()
+        or tensor.is_complex()
+        or tensor.dtype == torch.bool
+    ):
+        got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} must be an integer tensor, got {got}")
+    if (tensor < 0).any():
+        raise ValueError(f"{name} must be at least 0, got a smallest of {int(tensor.min())}")

@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from attention_lib.masks import Mask
+
 WEIGHT_COLOURS = "mako_r"
 SCORE_COLOURS = "vlag"
 # Okabe and Ito's palette: told apart by readers with any colour vision.
@@ -113,6 +115,57 @@ def scores_map(
     return _heat_map(scores, queries, keys, title, ax, cmap=SCORE_COLOURS, vmin=-limit, vmax=limit)
 
 
+def mask_map(
+    mask: Mask | Tensor,
+    queries: Sequence[str] | int,
+    keys: Sequence[str] | int | None = None,
+    *,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a mask: dark where the query may attend to the key, blank where not.
+
+    Args:
+        mask: The mask, or a boolean matrix (Tq, Tk).
+        queries: Labels of the rows, or their number.
+        keys: Labels of the columns, or their number; as ``queries`` if None.
+        title: Title of the panel; the mask's name if None.
+        ax: Where to draw; a new figure if None.
+
+    Returns:
+        The axes drawn on.
+
+    Raises:
+        ValueError: If the mask is not one matrix or the labels do not fit.
+
+    Source:
+        Chapter 05.
+    """
+    keys = queries if keys is None else keys
+    sizes = [x if isinstance(x, int) else len(x) for x in (queries, keys)]
+    if title is None:
+        title = mask.name if isinstance(mask, Mask) else ""
+    matrix = mask.dense(sizes[0], sizes[1]) if isinstance(mask, Mask) else mask
+    if matrix.shape[:-2].numel() == 1:  # a batch of one sequence
+        matrix = matrix.reshape(matrix.shape[-2:])
+    rows = None if isinstance(queries, int) else queries
+    columns = None if isinstance(keys, int) else keys
+    ax = _heat_map(
+        matrix.float(),
+        rows,
+        columns,
+        title,
+        ax,
+        cmap=WEIGHT_COLOURS,
+        vmin=0,
+        vmax=1.4,
+        numbers=False,
+    )
+    ax.collections[0].set_edgecolor("0.8")
+    ax.collections[0].set_linewidth(0.5)
+    return ax
+
+
 def image_grid(
     images: Tensor, titles: Sequence[str] = (), *, columns: int = 6, height: int | None = None
 ) -> Figure:
@@ -159,6 +212,7 @@ def _heat_map(
     cmap: str,
     vmin: float,
     vmax: float,
+    numbers: bool = True,
 ) -> Axes:
     if matrix.ndim != 2:
         raise ValueError(f"a map needs a matrix (Tq, Tk), got shape {tuple(matrix.shape)}")
@@ -176,13 +230,14 @@ def _heat_map(
         cmap=cmap,
         vmin=vmin,
         vmax=vmax,
-        annot=small,
+        annot=small and numbers,
         fmt=".2f",
         annot_kws={"size": 10},
         square=True,
         linewidths=0.5 if small else 0,
         xticklabels="auto" if keys is None else list(keys),
         yticklabels="auto" if queries is None else list(queries),
+        cbar=numbers,
         cbar_kws={"shrink": 0.8},
     )
     for text, colour in zip(ax.texts, cast(Any, ax.collections[0]).get_facecolors(), strict=False):

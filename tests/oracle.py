@@ -52,19 +52,23 @@ def error(tensor: Tensor, exact: Tensor) -> float:
     return (tensor.double() - exact).abs().max().item() if exact.numel() else 0.0
 
 
-def assert_within_budget(
-    ours: Tensor, reference: Tensor, exact: Tensor, *, magnitude: float | None = None
-) -> None:
-    """Allow twice the reference's own error against float64, plus a rounding floor.
+def budget(reference: Tensor, exact: Tensor, *, magnitude: float | None = None) -> float:
+    """Twice the reference's own error against float64, plus a rounding floor.
 
     The floor is 4 units in the last place of the largest number involved: ``magnitude`` where sums
     cancel, otherwise the largest exact answer.
     """
-    largest = exact.abs().max().item() if magnitude is None else magnitude
-    budget = 2 * error(reference, exact) + 4 * torch.finfo(ours.dtype).eps * largest
+    largest = _largest(exact) if magnitude is None else magnitude
+    return 2 * error(reference, exact) + 4 * torch.finfo(reference.dtype).eps * largest
+
+
+def assert_within_budget(
+    ours: Tensor, reference: Tensor, exact: Tensor, *, magnitude: float | None = None
+) -> None:
+    """Allow the :func:`budget`."""
     assert reference.dtype == ours.dtype
-    found = error(ours, exact)
-    assert found <= budget, f"error {found:.3g} is above the budget of {budget:.3g}"
+    allowed, found = budget(reference, exact, magnitude=magnitude), error(ours, exact)
+    assert found <= allowed, f"error {found:.3g} is above the budget of {allowed:.3g}"
 
 
 def with_gradients(
@@ -76,15 +80,20 @@ def with_gradients(
     return [output.detach(), *torch.autograd.grad(output, leaves, upstream.to(output.dtype))]
 
 
-def assert_matches(
+def measure(
     ours: Callable[..., Tensor],
     reference: Callable[..., Tensor],
     loop: Callable[..., Tensor],
     inputs: Sequence[Tensor],
     *,
     magnitude: float | None = None,
-) -> None:
-    """Output and all gradients of ``ours`` lie within the budget; ``loop`` runs in float64."""
+    one_floor: bool = False,
+) -> list[tuple[float, float]]:
+    """Error and budget of the output, then of the gradient of every input; ``loop`` is in float64.
+
+    ``one_floor``: the largest of all exact gradients sets the floor for each of them. Modules need
+    it: a bias of the keys shifts all scores of a row alike, so its gradient cancels to 0.
+    """
     exact_inputs = [tensor.double() for tensor in inputs]
     output = loop(*exact_inputs)
     generator = torch.Generator().manual_seed(1)
@@ -92,9 +101,33 @@ def assert_matches(
     found = with_gradients(ours, inputs, upstream)
     theirs = with_gradients(reference, inputs, upstream)
     exact = with_gradients(loop, exact_inputs, upstream)
-    assert found[0].dtype == inputs[0].dtype
-    for one, other, truth in zip(found, theirs, exact, strict=True):
-        assert_within_budget(one, other, truth, magnitude=magnitude)
+    assert found[0].dtype == theirs[0].dtype == inputs[0].dtype
+    shared = max(map(_largest, exact[1:])) if one_floor else magnitude
+    floors = [magnitude] + [shared] * len(inputs)
+    return [
+        (error(one, truth), budget(other, truth, magnitude=floor))
+        for one, other, truth, floor in zip(found, theirs, exact, floors, strict=True)
+    ]
+
+
+def assert_matches(
+    ours: Callable[..., Tensor],
+    reference: Callable[..., Tensor],
+    loop: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    *,
+    magnitude: float | None = None,
+    one_floor: bool = False,
+) -> None:
+    """Output and all gradients of ``ours`` lie within the budget; see :func:`measure`."""
+    pairs = measure(ours, reference, loop, inputs, magnitude=magnitude, one_floor=one_floor)
+    for index, (found, allowed) in enumerate(pairs):
+        name = f"gradient of input {index - 1}" if index else "output"
+        assert found <= allowed, f"{name}: error {found:.3g} is above the budget of {allowed:.3g}"
+
+
+def _largest(tensor: Tensor) -> float:
+    return tensor.abs().max().item() if tensor.numel() else 0.0
 
 
 # --- scores, one number at a time ---------------------------------------------------------------

@@ -365,3 +365,36 @@ def test_no_argument_is_changed(path, generator):
 @PATHS
 def test_the_output_keeps_the_dtype(path, dtype, generator):
     assert path(*_inputs(generator, dtype), TABLE).dtype == dtype
+
+
+# --- dropout -------------------------------------------------------------------------------------
+
+
+@PATHS
+def test_a_dropped_weight_is_zero_and_a_kept_one_grows(path, generator):
+    query, key, _ = _inputs(generator)
+    eye = torch.eye(TK).double().expand(BATCH, TK, TK)  # the output is the weights
+    weights = attention_weights(query, key, TABLE)
+    outputs = torch.stack([path(query, key, eye, TABLE, dropout=0.25) for _ in range(400)])
+    kept = outputs != 0
+    assert_close(outputs[kept], (weights / 0.75).expand_as(outputs)[kept])
+    share = kept[:, weights > 0].double().mean().item()
+    assert share == pytest.approx(0.75, abs=0.02)
+
+
+@PATHS
+def test_dropout_of_zero_changes_nothing_and_draws_nothing(path, generator):
+    inputs, state = _inputs(generator), torch.get_rng_state()
+    assert torch.equal(path(*inputs, dropout=0.0), path(*inputs))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- one query in front of a cache ---------------------------------------------------------------
+
+
+def test_one_causal_query_sees_every_key_and_needs_no_mask(kernel_calls, generator):
+    query, key, value = _inputs(generator)
+    last = query[:, -1:]
+    assert_close(attend(last, key, value, causal()), attend(query, key, value, causal())[:, -1:])
+    assert kernel_calls[0][1]["attn_mask"] is None
+    assert not kernel_calls[0][1]["is_causal"]

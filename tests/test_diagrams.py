@@ -5,9 +5,15 @@ import xml.etree.ElementTree as ET
 import pytest
 from figures import FIGURES, FOLDER
 
-from attention_lib.diagrams import Diagram, attention_diagram, book_map
+from attention_lib.diagrams import (
+    Diagram,
+    attention_diagram,
+    book_map,
+    multi_head_diagram,
+    second_map,
+)
 
-DRAWINGS = [attention_diagram, book_map]
+DRAWINGS = [attention_diagram, multi_head_diagram, book_map, second_map]
 
 
 @pytest.mark.parametrize("draw", DRAWINGS)

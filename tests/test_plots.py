@@ -9,7 +9,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from attention_lib.plots import image_grid, scores_map, use_style, weights_map
+from attention_lib.masks import causal, padding
+from attention_lib.plots import image_grid, mask_map, scores_map, use_style, weights_map
 
 
 @pytest.fixture(autouse=True)
@@ -104,3 +105,41 @@ def test_style_makes_figures_that_fit_a_phone():
     use_style()
     assert plt.rcParams["figure.figsize"] == [5.0, 3.4]
     assert plt.rcParams["savefig.dpi"] == 100
+
+
+def test_a_mask_is_drawn_dark_where_it_allows():
+    ax = mask_map(causal(), ["a", "b", "c"])
+    np.testing.assert_array_equal(drawn(ax), np.tril(np.ones((3, 3))).reshape(-1))
+    assert ax.get_title() == "causal"
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b", "c"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b", "c"]
+    assert not ax.texts  # no numbers
+    allowed, blocked = ax.collections[0].get_facecolors()[[3, 1]]
+    assert luminance(allowed[:3]) < 0.3 < 0.8 < luminance(blocked[:3])
+
+
+def test_a_mask_is_drawn_for_a_number_of_queries_and_keys():
+    ax = mask_map(causal(), 2, 5, title="two new queries")
+    np.testing.assert_array_equal(drawn(ax).reshape(2, 5), np.tri(2, 5, 3))
+    assert ax.get_title() == "two new queries"
+
+
+def test_a_matrix_is_drawn_as_a_mask_without_a_name():
+    matrix = torch.tensor([[True, False, True]])
+    ax = mask_map(matrix[None], ["q"], ["a", "b", "c"])
+    np.testing.assert_array_equal(drawn(ax), [1, 0, 1])
+    assert ax.get_title() == ""
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((padding(torch.tensor([1, 2])), 3), r"\(Tq, Tk\), got shape \(2, 3, 3\)"),
+        ((torch.ones(2, 3).bool(), ["a"], 3), "queries must have 2 labels, got 1"),
+        ((torch.ones(2, 3).bool(), 2, ["a"]), "keys must have 3 labels, got 1"),
+    ],
+)
+def test_masks_that_are_not_one_matrix_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        mask_map(*arguments)

@@ -17,9 +17,35 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ["_checks", "scores", "softmax", "masks", "attention"]
+MODULES = [
+    "_checks",
+    "scores",
+    "softmax",
+    "masks",
+    "attention",
+    "positions",
+    "heads",
+    "blocks",
+    "decoding",
+]
 # The fast tests, in the order in which they are most likely to notice.
-TESTS = ["scores", "softmax", "masks", "attention", "errors", "hostile"]
+TESTS = [
+    "scores",
+    "softmax",
+    "masks",
+    "attention",
+    "positions",
+    "heads",
+    "heads_properties",
+    "cache",
+    "blocks",
+    "decoding",
+    "errors",
+    "errors_modules",
+    "hostile",
+    "hostile_modules",
+]
+HELPERS = ["conftest", "oracle", "oracle_layers", "twins"]
 TARGET = 0.9
 SETTINGS = f"""
 [tool.pytest.ini_options]
@@ -68,7 +94,7 @@ def _copy(scratch: Path) -> None:
     """The library, its fast tests and the settings."""
     shutil.copytree(ROOT / "attention_lib", scratch / "attention_lib")
     (scratch / "tests").mkdir()
-    for name in ["conftest", "oracle", *(f"test_{test}" for test in TESTS)]:
+    for name in [*HELPERS, *(f"test_{test}" for test in TESTS)]:
         shutil.copy(ROOT / "tests" / f"{name}.py", scratch / "tests")
     (scratch / "pyproject.toml").write_text(SETTINGS)
 

@@ -1,0 +1,300 @@
+"""Several attentions side by side: heads, their module, and the cache of keys. Chapter 07."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from attention_lib._checks import check_count, check_float, check_fraction, check_like, shape
+from attention_lib.attention import attend, attention_weights
+from attention_lib.masks import Mask, causal
+from attention_lib.positions import Position
+
+
+def split_heads(x: Float[Tensor, "... T D"], heads: int) -> Float[Tensor, "... H T Dh"]:
+    r"""Cut the width into heads and bring the head dimension before the positions.
+
+    .. math:: (\dots, T, H \cdot D_h) \to (\dots, T, H, D_h) \to (\dots, H, T, D_h)
+
+    The first step only re-reads the same numbers; the second is the transpose without which heads
+    and positions would be mixed.
+
+    Args:
+        x: Features, (..., T, D).
+        heads: H, a divisor of D.
+
+    Returns:
+        Features of each head, (..., H, T, Dh) with Dh = D / H.
+
+    Raises:
+        TypeError: If ``x`` is not a floating-point tensor or ``heads`` not an integer.
+        ValueError: If ``heads`` does not divide D.
+
+    Source:
+        Vaswani et al. (2017), section 3.2.2. Chapter 07.
+    """
+    check_float("x", x, rank=2)
+    _check_divides("heads", heads, "the width of x", x.shape[-1])
+    split: Tensor = x.unflatten(-1, (heads, -1))  # (..., T, H, Dh)
+    return split.transpose(-2, -3)
+
+
+def merge_heads(x: Float[Tensor, "... H T Dh"]) -> Float[Tensor, "... T D"]:
+    r"""Undo :func:`split_heads`: put the heads of each position side by side.
+
+    .. math:: (\dots, H, T, D_h) \to (\dots, T, H, D_h) \to (\dots, T, H \cdot D_h)
+
+    Args:
+        x: Features of each head, (..., H, T, Dh).
+
+    Returns:
+        Features, (..., T, D) with D = H * Dh.
+
+    Raises:
+        TypeError: If ``x`` is not a floating-point tensor.
+        ValueError: If ``x`` has fewer than three dimensions.
+
+    Source:
+        Vaswani et al. (2017), section 3.2.2. Chapter 07.
+    """
+    check_float("x", x, rank=3)
+    return x.transpose(-2, -3).flatten(-2)
+
+
+class KVCache:
+    """Keys and values of the positions seen so far, for one layer.
+
+    The only object of the library that changes: each call with new positions appends to it.
+
+    Raises:
+        TypeError: From ``extended`` and ``append``, if the dtype is not that of the cached keys.
+        ValueError: From both, if a shape other than the length, or the device, is not theirs.
+
+    Source:
+        Shazeer (2019), section 2.4, for incremental inference. Chapters 07 and 17.
+    """
+
+    def __init__(self) -> None:
+        self.key: Tensor | None = None
+        self.value: Tensor | None = None
+
+    def __len__(self) -> int:
+        return 0 if self.key is None else self.key.shape[-2]
+
+    def extended(
+        self, key: Float[Tensor, "... T Dh"], value: Float[Tensor, "... T Dh"]
+    ) -> tuple[Float[Tensor, "... Tk Dh"], Float[Tensor, "... Tk Dh"]]:
+        """Return the stored keys and values followed by new ones, and store nothing."""
+        if self.key is None or self.value is None:
+            return key, value
+        check_like("key", key, "the cached keys", self.key)
+        if key.shape[:-2] != self.key.shape[:-2] or key.shape[-1] != self.key.shape[-1]:
+            raise ValueError(
+                f"key must fit the cached keys {shape(self.key)} in all but the length, "
+                f"got {shape(key)}"
+            )
+        return torch.cat([self.key, key], dim=-2), torch.cat([self.value, value], dim=-2)
+
+    def append(
+        self, key: Float[Tensor, "... T Dh"], value: Float[Tensor, "... T Dh"]
+    ) -> tuple[Float[Tensor, "... Tk Dh"], Float[Tensor, "... Tk Dh"]]:
+        """Store new keys and values after the old ones and return them all."""
+        self.key, self.value = self.extended(key, value)
+        return self.key, self.value
+
+    def select(self, rows: Tensor) -> "KVCache":
+        """Return a cache of the given batch rows, as beam search needs."""
+        chosen = KVCache()
+        if self.key is not None and self.value is not None:
+            chosen.key, chosen.value = self.key[rows], self.value[rows]
+        return chosen
+
+
+class MultiHeadAttention(nn.Module):
+    r"""H attentions on H slices of the width, side by side, and a projection that mixes them.
+
+    .. math:: \mathrm{head}_h = \mathrm{attend}(x W_Q^h,\; y W_K^h,\; z W_V^h), \qquad
+              \mathrm{output} = [\mathrm{head}_1, \dots, \mathrm{head}_H]\, W_O
+
+    With ``kv_heads`` below ``heads``, several query heads share one key and value head (grouped
+    heads; multi-query attention for one). Initialised as ``nn.Linear`` is.
+
+    Args:
+        width: D, width of queries and output.
+        heads: H; must divide ``width``.
+        kv_heads: Number of key and value heads, a divisor of ``heads``; ``heads`` if None.
+        memory_width: Width of keys and values for cross-attention; ``width`` if None.
+        bias: Whether the four projections have a bias.
+        dropout: Probability with which a weight is dropped in training.
+        position: Acts inside attention, see :mod:`attention_lib.positions`; for self-attention.
+
+    Raises:
+        TypeError: If a size is not an integer.
+        ValueError: If the sizes do not divide.
+
+    Source:
+        Vaswani et al. (2017), section 3.2.2; Ainslie et al. (2023), section 2.2, for grouped heads.
+        Chapter 07.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        kv_heads: int | None = None,
+        memory_width: int | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+        position: Position | None = None,
+    ) -> None:
+        super().__init__()
+        check_count("width", width, least=1)
+        _check_divides("heads", heads, "width", width)
+        kv_heads = heads if kv_heads is None else kv_heads
+        _check_divides("kv_heads", kv_heads, "heads", heads)
+        memory_width = width if memory_width is None else memory_width
+        check_count("memory_width", memory_width, least=1)
+        check_fraction("dropout", dropout)
+        self.width, self.memory_width = width, memory_width
+        self.heads, self.kv_heads, self.head_width = heads, kv_heads, width // heads
+        self.dropout = dropout
+        self.position = position
+        kv_width = kv_heads * self.head_width
+        self.query_proj = nn.Linear(width, width, bias=bias)
+        self.key_proj = nn.Linear(memory_width, kv_width, bias=bias)
+        self.value_proj = nn.Linear(memory_width, kv_width, bias=bias)
+        self.output_proj = nn.Linear(width, width, bias=bias)
+
+    def forward(
+        self,
+        query: Float[Tensor, "... Tq D"],
+        key: Float[Tensor, "... Tk Dm"] | None = None,
+        value: Float[Tensor, "... Tk Dm"] | None = None,
+        *,
+        mask: Mask | Bool[Tensor, "..."] | None = None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "... Tq D"]:
+        """Attend from ``query`` to ``key`` and ``value``.
+
+        Args:
+            query: What asks, (..., Tq, D).
+            key: What is asked, (..., Tk, Dm); ``query`` if None (self-attention).
+            value: What is read, (..., Tk, Dm); ``key`` if None.
+            mask: True means "may attend". It broadcasts to (..., Tq, Tk), the same for all heads;
+                with one dimension more, to (..., H, Tq, Tk).
+            cache: Earlier keys and values, which the new ones are appended to.
+
+        Returns:
+            Output, (..., Tq, D).
+        """
+        offset = 0 if cache is None else len(cache)
+        q, k, v = self._project(query, key, value, offset, cache)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        output = attend(
+            q,
+            self._share(k),
+            self._share(v),
+            self._per_head(mask, q, k),
+            bias=self._bias(q, k, offset),
+            dropout=self.dropout if self.training else 0.0,
+        )  # (..., H, Tq, Dh)
+        mixed: Tensor = self.output_proj(merge_heads(output))  # (..., Tq, D)
+        return mixed
+
+    def attention_weights(
+        self,
+        query: Float[Tensor, "... Tq D"],
+        key: Float[Tensor, "... Tk Dm"] | None = None,
+        *,
+        mask: Mask | Bool[Tensor, "..."] | None = None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "... H Tq Tk"]:
+        """Return the weights that ``forward`` uses, without dropout; the cache stays as it is.
+
+        Args:
+            query: As in :meth:`forward`.
+            key: As in :meth:`forward`.
+            mask: As in :meth:`forward`.
+            cache: As in :meth:`forward`, before the call that would append to it.
+
+        Returns:
+            Weights of each head, (..., H, Tq, Tk).
+        """
+        offset = 0 if cache is None else len(cache)
+        q, k, v = self._project(query, key, None, offset, cache)
+        if cache is not None:
+            k, _ = cache.extended(k, v)
+        mask, bias = self._per_head(mask, q, k), self._bias(q, k, offset)
+        return attention_weights(q, self._share(k), mask, bias=bias)
+
+    def _project(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        offset: int,
+        cache: KVCache | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """New queries, keys and values, split into heads; queries and keys know their positions."""
+        if key is None:
+            if value is not None:
+                raise ValueError("value must come with a key, got a value and no key")
+            key = query
+        elif self.position is not None or cache is not None:
+            raise ValueError(
+                f"key must be None where there is a {'position' if cache is None else 'cache'}, "
+                f"which numbers one sequence, got key {shape(key)}"
+            )
+        value = key if value is None else value
+        for name, x, width in (
+            ("query", query, self.width),
+            ("key", key, self.memory_width),
+            ("value", value, self.memory_width),
+        ):
+            check_float(name, x, rank=2)
+            if x.shape[-1] != width:
+                raise ValueError(f"{name} must have width {width}, got shape {shape(x)}")
+        q = split_heads(self.query_proj(query), self.heads)  # (..., H, Tq, Dh)
+        k = split_heads(self.key_proj(key), self.kv_heads)  # (..., Hkv, Tk, Dh)
+        v = split_heads(self.value_proj(value), self.kv_heads)
+        if self.position is not None:
+            q, k = self.position.rotate(q, k, offset)
+        return q, k, v
+
+    def _bias(self, q: Tensor, k: Tensor, offset: int) -> Tensor | None:
+        """What the position adds to the scores, (H, Tq, Tk)."""
+        if self.position is None:
+            return None
+        bias = self.position.bias(q.shape[-2], k.shape[-2], offset)
+        return None if bias is None else bias.to(q.dtype)
+
+    def _share(self, x: Tensor) -> Tensor:
+        """Give each query head its key or value head: (..., Hkv, T, Dh) to (..., H, T, Dh)."""
+        groups = self.heads // self.kv_heads
+        return x if groups == 1 else x.repeat_interleave(groups, dim=-3)
+
+    def _per_head(self, mask: Mask | Tensor | None, q: Tensor, k: Tensor) -> Mask | Tensor | None:
+        """Give a mask of one matrix for each sequence a head dimension of 1.
+
+        Without it a (B, Tq, Tk) mask would fail against (B, H, Tq, Tk) scores, or, worse, mask
+        heads in place of sequences when B equals H.
+        """
+        rank = max(q.ndim, k.ndim) - 1  # of a mask that is the same for all heads
+        if isinstance(mask, Tensor) and 2 < mask.ndim <= rank:
+            return mask.unsqueeze(-3)
+        if isinstance(mask, Mask) and mask is not causal() and rank > 2:
+            rule = mask.rule
+
+            def spread(query: Tensor, key: Tensor) -> Tensor:
+                allowed = rule(query, key)
+                return allowed.unsqueeze(-3) if 2 < allowed.ndim <= rank else allowed
+
+            return Mask(spread, mask.name)
+        return mask
+
+
+def _check_divides(name: str, divisor: int, whole_name: str, whole: int) -> None:
+    check_count(name, divisor, least=1)
+    if whole % divisor:
+        raise ValueError(f"{name} must divide {whole_name} = {whole}, got {divisor}")
