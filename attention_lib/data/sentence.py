@@ -18,7 +18,7 @@ def sentence(dtype: torch.dtype = torch.float32) -> tuple[list[str], Float[Tenso
         The tokens, and their vectors (4, 4).
 
     Source:
-        Made for this book. Chapters 01 to 04.
+        Made for this book. Chapters 01 to 09.
     """
     tokens = ["boats", "reach", "the", "bank"]
     vectors = [[2, 0, 0, 1], [0, 0, 2, 0], [0, 0, 0, 0], [1, 1, 0, 1]]
