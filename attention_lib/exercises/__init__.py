@@ -5,7 +5,19 @@ the input, what was expected, what came, and a hint. A function that returns Non
 attempted.
 """
 
-from attention_lib.exercises import attention, correlation, learned, scores, softmax
+from attention_lib.exercises import (
+    attention,
+    blocks,
+    correlation,
+    heads,
+    learned,
+    masks,
+    positions,
+    scores,
+    seq2seq,
+    softmax,
+    tools,
+)
 from attention_lib.exercises.report import (
     Case,
     Report,
@@ -20,11 +32,17 @@ __all__ = [
     "Report",
     "as_tensors",
     "attention",
+    "blocks",
     "check_against",
     "check_answers",
     "check_cases",
     "correlation",
+    "heads",
     "learned",
+    "masks",
+    "positions",
     "scores",
+    "seq2seq",
     "softmax",
+    "tools",
 ]
