@@ -22,6 +22,7 @@ from attention_lib.data import (
     digits,
     sentence,
     shrink,
+    speeches,
     split,
 )
 from attention_lib.data.__main__ import main
@@ -157,7 +158,7 @@ def test_a_folder_that_cannot_be_written_is_named(toy, tmp_path, monkeypatch):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"name must be one of \['digits'\], got 'digit'"):
+    with pytest.raises(ValueError, match=r"name must be one of \['digits', .*\], got 'digit'"):
         asset_path("digit")
 
 
@@ -220,7 +221,8 @@ def test_list_names_every_asset_with_licence_and_credit(capsys):
 
 
 def test_fetch_goes_on_after_a_failure_and_counts_it(toy, monkeypatch, capsys):
-    monkeypatch.delitem(ASSETS, "digits")
+    for name in list(ASSETS):
+        monkeypatch.delitem(ASSETS, name)
     monkeypatch.setitem(ASSETS, "bad", replace(toy, package="bad-data"))
     monkeypatch.setitem(ASSETS, "toy", toy)
     assert main(["fetch"]) == 1
@@ -231,6 +233,17 @@ def test_fetch_goes_on_after_a_failure_and_counts_it(toy, monkeypatch, capsys):
 
 
 # --- what the loaders return ---------------------------------------------------------------------
+
+
+def test_speeches_are_the_words_of_hamlet_without_directions():
+    found = speeches()
+    assert found[:2] == [
+        ("BERNARDO", "Who's there?"),
+        ("FRANCISCO", "Nay, answer me: stand, and unfold yourself."),
+    ]
+    assert len(found) == 1138
+    assert not {mark for _, words in found for mark in words} & set("[]_*#\\")
+    assert all(words == words.strip() and "  " not in words for _, words in found)
 
 
 def test_digits_have_their_shape_range_and_500_of_each_class():
