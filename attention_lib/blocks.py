@@ -104,7 +104,20 @@ class GatedFeedForward(nn.Module):
         return output
 
 
-class PreNorm(nn.Module):
+class _Residual(nn.Module):
+    """The parts of a residual: a norm and dropout; where they stand is the subclass's matter."""
+
+    def __init__(
+        self, width: int, *, norm: Callable[[int], nn.Module] = nn.LayerNorm, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        check_count("width", width, least=1)
+        check_fraction("dropout", dropout)
+        self.norm = norm(width)
+        self.dropout = nn.Dropout(dropout)
+
+
+class PreNorm(_Residual):
     r"""Normalise what the sublayer reads, and leave the residual path alone.
 
     .. math:: y = x + \mathrm{dropout}\big(f(\mathrm{norm}(x))\big)
@@ -124,14 +137,6 @@ class PreNorm(nn.Module):
         Xiong et al. (2020), figure 1b and table 1. Chapter 09.
     """
 
-    def __init__(
-        self, width: int, *, norm: Callable[[int], nn.Module] = nn.LayerNorm, dropout: float = 0.0
-    ) -> None:
-        super().__init__()
-        _check_sizes(width, 1, dropout)
-        self.norm = norm(width)
-        self.dropout = nn.Dropout(dropout)
-
     def forward(
         self, x: Float[Tensor, "... D"], sublayer: Callable[[Tensor], Tensor]
     ) -> Float[Tensor, "... D"]:
@@ -140,7 +145,7 @@ class PreNorm(nn.Module):
         return output
 
 
-class PostNorm(nn.Module):
+class PostNorm(_Residual):
     r"""Normalise the sum of input and sublayer, as the 2017 Transformer does.
 
     .. math:: y = \mathrm{norm}\big(x + \mathrm{dropout}(f(x))\big)
@@ -158,23 +163,12 @@ class PostNorm(nn.Module):
         Vaswani et al. (2017), section 3.1. Chapter 09.
     """
 
-    def __init__(
-        self, width: int, *, norm: Callable[[int], nn.Module] = nn.LayerNorm, dropout: float = 0.0
-    ) -> None:
-        super().__init__()
-        _check_sizes(width, 1, dropout)
-        self.norm = norm(width)
-        self.dropout = nn.Dropout(dropout)
-
     def forward(
         self, x: Float[Tensor, "... D"], sublayer: Callable[[Tensor], Tensor]
     ) -> Float[Tensor, "... D"]:
         """Normalise the sum of ``x`` and what the sublayer makes of it."""
         output: Tensor = self.norm(x + self.dropout(sublayer(x)))
         return output
-
-
-Residual = PreNorm | PostNorm
 
 
 class EncoderBlock(nn.Module):

@@ -62,7 +62,9 @@ def load_torch_state(module: nn.Module, state: State) -> None:
         )
     ours = {}
     for mine, theirs in _parts(module).items():
-        part = {name.removeprefix(theirs): x for name, x in state.items() if _in(name, theirs)}
+        part = {
+            name.removeprefix(theirs): x for name, x in state.items() if name.startswith(theirs)
+        }
         if "out_proj.weight" in part:
             part = _from_packed(part)
         ours.update({mine + name: x for name, x in part.items()})
@@ -120,10 +122,6 @@ def _parts(module: nn.Module) -> dict[str, str]:
         "module must be a MultiHeadAttention, an EncoderBlock or a DecoderBlock, "
         f"got {type(module).__name__}"
     )
-
-
-def _in(name: str, prefix: str) -> bool:
-    return name.startswith(prefix)
 
 
 def _from_packed(part: State) -> dict[str, Tensor]:

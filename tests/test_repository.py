@@ -149,7 +149,7 @@ def test_the_tools_that_targets_and_hooks_call_exist():
 # Nothing of one machine.
 
 OF_ONE_MACHINE = re.compile(
-    r"(?<![\w./~-])(?:/root/|/work/|/home/[a-z]|/Users/[A-Za-z])\w|\bfile:///\w"
+    r"(?<![\w./~-])/(?:(?:root|work)/|home/[a-z]|Users/[A-Za-z])\w|\bfile:///\w"
 )
 
 

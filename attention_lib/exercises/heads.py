@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attention_lib.attention import attend_explicit
-from attention_lib.exercises.report import Report, check_against, check_answers
+from attention_lib.exercises.report import Report, check_against, check_answers, waves
 from attention_lib.heads import merge_heads, split_heads
 
 MultiHead = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], Tensor]
@@ -56,8 +56,8 @@ def check_multi_head(function: MultiHead) -> Report:
     Source:
         Chapter 07, exercises "multi-head attention from nothing" and "shapes fit, numbers do not".
     """
-    eye, x = torch.eye(4), _waves(1, 3, 4)
-    four = tuple(_waves(6, 6, shift=shift) for shift in range(4))
+    eye, x = torch.eye(4), waves(1, 3, 4)
+    four = tuple(waves(6, 6, shift=shift) for shift in range(4))
     hints = {
         "one head, projections that do nothing": (
             (x, eye, eye, eye, eye, 1),
@@ -70,7 +70,7 @@ def check_multi_head(function: MultiHead) -> Report:
             "stay apart when you split and when you joined?",
         ),
         "three heads, four projections, a batch of two": (
-            (_waves(2, 5, 6), *four, 3),
+            (waves(2, 5, 6), *four, 3),
             "Project first, then split; the last product is with W_O.",
         ),
     }
@@ -97,7 +97,7 @@ def check_share(function: Callable[[Tensor, int], Tensor]) -> Report:
             "Neighbouring query heads share: the order is 1, 1, 2, 2.",
         ),
         "six on two, a batch": (
-            (_waves(3, 2, 5, 7), 6),
+            (waves(3, 2, 5, 7), 6),
             "The heads are the second dimension; the others stay.",
         ),
     }
@@ -109,9 +109,3 @@ def check_share(function: Callable[[Tensor, int], Tensor]) -> Report:
 def _multi_head(x: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, heads: int) -> Tensor:
     query, key, value = (split_heads(x @ weight, heads) for weight in (q, k, v))
     return merge_heads(attend_explicit(query, key, value)) @ o
-
-
-def _waves(*shape: int, shift: int = 0) -> Tensor:
-    """Numbers without a pattern, the same on every machine."""
-    count = torch.Size(shape).numel()
-    return torch.sin(torch.arange(1.0, count + 1) + shift * 100).reshape(shape)

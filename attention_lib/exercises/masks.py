@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attention_lib.attention import attend_explicit
-from attention_lib.exercises.report import Report, check_against, check_answers
+from attention_lib.exercises.report import Report, check_against, check_answers, waves
 from attention_lib.masks import Mask, causal
 
 
@@ -93,11 +93,11 @@ def check_causal_attention(function: Callable[[Tensor, Tensor, Tensor], Tensor])
             "Row 0 is the mean of what the first query sees. Which of the four values may it see?",
         ),
         "different scores": (
-            (_waves(5, 3), _waves(5, 3) - 0.5, _waves(5, 2)),
+            (waves(5, 3), waves(5, 3) - 0.5, waves(5, 2)),
             "Scale by the root of the width, and mask before the softmax.",
         ),
         "a batch": (
-            (_waves(2, 5, 3), _waves(2, 5, 3), _waves(2, 5, 2)),
+            (waves(2, 5, 3), waves(2, 5, 3), waves(2, 5, 2)),
             "The mask belongs to the last two dimensions of the scores.",
         ),
     }
@@ -116,7 +116,7 @@ def check_sees_future(function: Callable[[Callable[[Tensor], Tensor], Tensor], A
     Source:
         Chapter 05, exercise "a detector of leaks".
     """
-    x = _waves(6, 3)
+    x = waves(6, 3)
     far = Mask(lambda query, key: key <= query + 1, "one too far")
     cases: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
         "full attention": (lambda y: attend_explicit(y, y, y), "Every row sees every other."),
@@ -156,9 +156,3 @@ def check_sees_future(function: Callable[[Callable[[Tensor], Tensor], Tensor], A
         lambda leaky, y: names[id(leaky)] in expected,
         {name: ((leaky, x), hint) for name, (leaky, hint) in cases.items()},
     )
-
-
-def _waves(*shape: int) -> Tensor:
-    """Numbers without a pattern, the same on every machine."""
-    count = torch.Size(shape).numel()
-    return torch.sin(torch.arange(1.0, count + 1)).reshape(shape)

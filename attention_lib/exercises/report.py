@@ -146,6 +146,23 @@ def check_against(
     return check_cases(function, cases)
 
 
+def waves(*shape: int, shift: int = 0) -> Tensor:
+    """Numbers without a pattern for a case, the same on every machine.
+
+    Args:
+        shape: Shape of the tensor.
+        shift: Another number gives other entries.
+
+    Returns:
+        Numbers between -1 and 1.
+
+    Source:
+        Used by the exercises of chapters 00, 05 and 07.
+    """
+    count = torch.Size(shape).numel()
+    return torch.sin(torch.arange(1.0, count + 1) + shift * 100).reshape(shape)
+
+
 def as_tensors(answer: Any, *names: str) -> tuple[Tensor, ...] | Report:
     """Turn what the learner returned into float64 tensors, or say what is wrong with it.
 

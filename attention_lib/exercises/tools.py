@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from attention_lib.exercises.report import Report, check_against, check_answers
+from attention_lib.exercises.report import Report, check_against, check_answers, waves
 
 
 def check_paper(deviation: Any, loss_of_uniform: Any) -> Report:
@@ -54,7 +54,7 @@ def check_standardise(function: Callable[[Tensor], Tensor]) -> Report:
             (torch.tensor([[1.0, 2, 6], [40, 50, 90], [0, 0, 9]]),),
             "The mean of row i belongs to row i: keep the dimension.",
         ),
-        "a batch": ((torch.sin(torch.arange(1.0, 31)).reshape(2, 3, 5),), "Use the last axis."),
+        "a batch": ((waves(2, 3, 5),), "Use the last axis."),
     }
     return check_against(function, _standardised, hints)
 
@@ -86,7 +86,7 @@ def check_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Report:
             "step, without the probability in between.",
         ),
         "a batch": (
-            (torch.sin(torch.arange(1.0, 13)).reshape(3, 4), torch.tensor([3, 0, 1])),
+            (waves(3, 4), torch.tensor([3, 0, 1])),
             "The mean over the rows, each with its own truth.",
         ),
     }
