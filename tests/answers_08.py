@@ -119,6 +119,7 @@ CHECKS = {
             "exactly equal": (lambda s: only_distance(s, exact=True), "never exactly"),
             "even moves only": (lambda s: only_distance(s, shifts=range(0, 40, 2)), "odd numbers"),
             "distance 0 only": (lambda s: only_distance(s, distances=(0,)), "other than 0"),
+            "distance 1 only": (lambda s: only_distance(s, distances=(1,)), "several distances"),
         },
     ),
 }

@@ -142,6 +142,7 @@ def check_only_distance(function: Callable[..., bool]) -> Report:
         Case("angles grow with the square", (_square,), False, "Try distances other than 0."),
         Case("only the key is turned", (_one_side,), False, "Move both by the same number."),
         Case("odd positions differ", (_parity,), False, "Move by odd numbers too."),
+        Case("far keys differ", (_far,), False, "Try several distances, not one."),
     ]
     return check_cases(function, cases)
 
@@ -190,6 +191,10 @@ def _parity(query: Tensor, key: Tensor, m: int, n: int) -> float:
     return float(query @ key) + n % 2
 
 
+def _far(query: Tensor, key: Tensor, m: int, n: int) -> float:
+    return _rotary(query, key, m, n) + (0.1 * m if m - n > 1 else 0.0)
+
+
 for _score, _name in (
     (_plain, "the plain dot product"),
     (_added, "waves added to both"),
@@ -198,5 +203,6 @@ for _score, _name in (
     (_square, "rotary with the square of the position"),
     (_one_side, "rotary for the key alone"),
     (_parity, "one more if the key stands at an odd position"),
+    (_far, "rotary with a tenth of the query's position more for keys two or more places back"),
 ):
     _score.__name__ = _name
