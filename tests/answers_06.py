@@ -62,7 +62,7 @@ CHECKS = {
         seq2seq.check_paper,
         (2 * 160 * 160 + 160, 160 * 160, 0.77880),
         {
-            "vector forgotten": ((51200, 25600, 0.7788), "one vector of 160"),
+            "vector forgotten": ((51200, 25600, 0.7788), "hidden layer into one number"),
             "two matrices for one": ((51360, 51200, 0.7788), "One matrix of 160 x 160"),
             "lengths swapped": ((51360, 25600, 0.8187), "exp(1 - r/c)"),
             "last answer missing": ((51360, 25600, None), "brevity penalty: not attempted"),
@@ -72,8 +72,8 @@ CHECKS = {
         seq2seq.check_context,
         context,
         {
-            "no mask": (lambda *a: context(*a, masked=False), "must get weight 0"),
-            "masked after the softmax": (zeroed_afterwards, "before the softmax"),
+            "no mask": (lambda *a: context(*a, masked=False), "need the score -inf"),
+            "masked after the softmax": (zeroed_afterwards, "no longer add up to 1"),
             "softmax over the batch": (lambda *a: context(*a, dim=0), "over the positions"),
             "matrices swapped": (lambda *a: context(*a, swap=True), "s W_q + h W_k"),
             "no tanh": (lambda *a: context(*a, tanh=False), "tanh"),
@@ -107,6 +107,10 @@ CHECKS = {
                     *a, change=lambda states: states + 1e-3 * torch.randn_like(states)
                 ),
                 "a small change may do nothing",
+            ),
+            "exchanged states": (
+                lambda *a: reads(*a, change=lambda states: states.flip(1)),
+                "reads only the mean",
             ),
             "gradient of the sum": (
                 lambda *a: reads_by_gradient(*a, square=False),

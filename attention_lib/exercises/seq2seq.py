@@ -41,7 +41,8 @@ def check_paper(additive_score: Any, general_score: Any, penalty: Any) -> Report
             "additive score": (
                 additive_score,
                 51360,
-                "Two matrices of 160 x 160 and one vector of 160.",
+                "Query and key each have a matrix into the hidden layer; what turns the hidden layer "
+                "into one number?",
             ),
             "score with one matrix": (general_score, 25600, "One matrix of 160 x 160."),
             "brevity penalty": (penalty, 0.7788, "exp(1 - r/c), c being the shorter length here."),
@@ -79,7 +80,8 @@ def check_context(function: Callable[..., Tensor]) -> Report:
         ),
         "a padded sentence": (
             (draw(2, 3), draw(2, 4, 3), *parameters, torch.tensor([4, 1])),
-            "Positions at or after the length must get weight 0, before the softmax.",
+            "Positions at or after the length need the score -inf before the softmax: a score of "
+            "0 still gets weight, and weights set to 0 afterwards no longer add up to 1.",
         ),
     }
     return check_against(function, _context, hints)
@@ -163,6 +165,9 @@ def check_reads(function: Callable[..., bool]) -> Report:
         best = scaled_dot(query, states).argmax(dim=-1)
         return torch.nn.functional.one_hot(best, states.shape[1]).float()
 
+    def from_their_mean(query: Tensor, states: Tensor) -> Tensor:
+        return from_the_query_alone(query + states.mean(dim=1, keepdim=True), states)
+
     def multiplied_by_zero(query: Tensor, states: Tensor) -> Tensor:
         return from_the_query_alone(query, states) + 0 * scaled_dot(query, states)
 
@@ -170,7 +175,11 @@ def check_reads(function: Callable[..., bool]) -> Report:
         attention: (True, "Other states must give other weights. Their sum is always 1."),
         from_the_query_alone: (False, "Give it other states: do the weights change?"),
         cosine_attention: (True, "It reads only directions: change more than the size."),
-        hard_attention: (True, "Its weights jump: a small change may do nothing."),
+        hard_attention: (
+            True,
+            "Its weights jump: a small change may do nothing, nor a shift of all states.",
+        ),
+        from_their_mean: (True, "It reads only the mean: exchanging states changes nothing."),
         multiplied_by_zero: (False, "The states are in the formula, and do nothing."),
     }
     cases = [

@@ -127,7 +127,7 @@ class Multiplicative(Attention):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        # Small enough that the first scores have a spread of about one.
+        # Small: at first all weights are nearly equal, since states of a GRU stay below one.
         self.weight = nn.Parameter(nn.init.normal_(torch.empty(width, width), std=1 / width))
 
     def score(self, query: Tensor, key: Tensor) -> Tensor:

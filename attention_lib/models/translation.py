@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from attention_lib.decoding import beam
+from attention_lib.decoding import beam, greedy
 from attention_lib.models.seq2seq import (
     Additive,
     LastStates,
@@ -82,7 +82,7 @@ class Translator:
 
         Args:
             sentences: Normalised sentences.
-            width: Beam width; 1 takes the most likely piece at each step.
+            width: Beam width; 1 is greedy: the most likely piece at each step.
             max_length: The most pieces of a translation.
 
         Returns:
@@ -95,7 +95,10 @@ class Translator:
             with _evaluating(self.model):
                 state = self.model.encode(tokens, lengths)
                 start = torch.full((len(some),), START)
-                rows, _ = beam(self.model.step, state, start, END, max_length, width=width)
+                if width == 1:
+                    rows = greedy(self.model.step, state, start, END, max_length)
+                else:
+                    rows, _ = beam(self.model.step, state, start, END, max_length, width=width)
             translations += [self.target.decode(row) for row in rows.tolist()]
         return translations
 
