@@ -150,6 +150,46 @@ def test_a_beam_of_one_without_penalty_is_greedy(seed, length):
         assert_close(scores[row].item(), total)
 
 
+@pytest.mark.parametrize("names", list(itertools.permutations(range(V))))
+@given(seed=seeds)
+def test_other_numbers_for_the_tokens_change_nothing_else(names, seed):
+    # With the end as token 0, rows filled up with zeros would look right.
+    step, state, start = by_prefix(seed)
+    new = torch.tensor(names)  # the new number of each token
+    old = new.argsort()
+
+    def renamed(tokens, state):
+        logits, state = step(old[tokens], state)
+        return logits[:, old], state
+
+    expected, scores = beam(step, state, start, END, 5, width=3)
+    found, found_scores = beam(renamed, state, new[start], names[END], 5, width=3)
+    assert torch.equal(found, new[expected])
+    assert_close(found_scores, scores)
+    assert torch.equal(
+        greedy(renamed, state, new[start], names[END], 5), new[greedy(step, state, start, END, 5)]
+    )
+
+
+@given(seed=seeds)
+def test_half_precision_logits_are_added_up_in_single(seed):
+    step, state, start = by_prefix(seed)
+
+    def rounded(dtype):
+        return lambda tokens, state: (step(tokens, state)[0].bfloat16().to(dtype), state)
+
+    tokens, scores = beam(rounded(torch.bfloat16), state, start, END, 5, width=3)
+    expected, single = beam(rounded(torch.float32), state, start, END, 5, width=3)
+    assert torch.equal(tokens, expected)
+    assert torch.equal(scores, single)
+
+
+def test_the_largest_length_penalty_is_accepted():
+    step = from_probabilities(GARDEN_PATH)
+    _, score = beam(step, None, torch.tensor([1]), END, 2, width=2, length_penalty=10)
+    assert_close(score.item(), math.log(0.4) / (7 / 6) ** 10)
+
+
 @pytest.mark.parametrize("alpha", ALPHAS)
 @given(seed=seeds, width=st.integers(1, 5), length=st.integers(1, 6))
 def test_the_score_is_that_of_the_sequence(alpha, seed, width, length):
