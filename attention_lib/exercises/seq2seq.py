@@ -41,8 +41,8 @@ def check_paper(additive_score: Any, general_score: Any, penalty: Any) -> Report
             "additive score": (
                 additive_score,
                 51360,
-                "Query and key each have a matrix into the hidden layer; what turns the hidden layer "
-                "into one number?",
+                "Query and key each have a matrix into the hidden layer; what turns the hidden "
+                "layer into one number?",
             ),
             "score with one matrix": (general_score, 25600, "One matrix of 160 x 160."),
             "brevity penalty": (penalty, 0.7788, "exp(1 - r/c), c being the shorter length here."),
