@@ -100,7 +100,7 @@ def train(
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     history, path = History(), None if checkpoint is None else _file(checkpoint)
 
-    with torch.random.fork_rng(devices), _mode(model, training=True):
+    with torch.random.fork_rng(devices), in_mode(model, training=True):
         sources = {"batch": torch.Generator(), "cpu": torch.default_generator}
         sources |= {f"cuda{index}": torch.cuda.default_generators[index] for index in devices}
         for source in sources.values():
@@ -124,7 +124,11 @@ def train(
                     history.losses.append(value)
                     bar.set_postfix(loss=f"{value:.3f}", refresh=False)
                     if validate is not None and _due(step, validate_every, steps):
-                        with torch.random.fork_rng(devices), torch.no_grad(), _mode(model, False):
+                        with (
+                            torch.random.fork_rng(devices),
+                            torch.no_grad(),
+                            in_mode(model, training=False),
+                        ):
                             history.validation.append((step, float(validate(model))))
                     if path is not None and _due(step, checkpoint_every, steps):
                         _set_rates(optimizer, rates, 1)  # as the settings have them
@@ -232,8 +236,16 @@ def _due(step: int, every: int | None, steps: int) -> bool:
 
 
 @contextmanager
-def _mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put every part of the model into one mode, and each back into its own afterwards."""
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put every part of a model into one mode, and each back into its own afterwards.
+
+    Args:
+        model: The module.
+        training: True for training, False for evaluation.
+
+    Source:
+        Chapters 06 and 09.
+    """
     modes = [(part, part.training) for part in model.modules()]
     model.train(training)
     try:

@@ -1,8 +1,7 @@
 """A translator: a sequence-to-sequence model with its two vocabularies. Chapter 06."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from attention_lib.models.seq2seq import (
     Seq2SeqConfig,
 )
 from attention_lib.text import END, START, Subwords, pad
+from attention_lib.training import in_mode
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 CONTEXTS: dict[str, Callable[[int], nn.Module]] = {
@@ -92,7 +92,7 @@ class Translator:
         for first in range(0, len(sentences), 100):
             some = sentences[first : first + 100]
             tokens, lengths = pad([[*self.source.encode(text), END] for text in some])
-            with _evaluating(self.model):
+            with torch.no_grad(), in_mode(self.model, training=False):
                 state = self.model.encode(tokens, lengths)
                 start = torch.full((len(some),), START)
                 if width == 1:
@@ -119,7 +119,7 @@ class Translator:
         """
         numbers = [START, *self.target.encode(target)]  # row i is the prediction of what follows
         tokens, lengths = pad([[*self.source.encode(source), END]])
-        with _evaluating(self.model):
+        with torch.no_grad(), in_mode(self.model, training=False):
             weights = self.model.attention_weights(tokens, lengths, torch.tensor([numbers]))[0]
         pieces = [*self.target.pieces(target), "<end>"], [*self.source.pieces(source), "<end>"]
         return weights, *pieces
@@ -165,15 +165,3 @@ def load(context: str, folder: Path = WEIGHTS) -> Translator:
     source = Subwords.load(folder / "seq2seq_english.json")
     target = Subwords.load(folder / "seq2seq_french.json")
     return Translator(context, config, model.eval(), source, target)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """No dropout and no gradients inside; afterwards the mode is what it was."""
-    mode = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(mode)
