@@ -7,6 +7,9 @@ LOCK   := $(shell cat requirements.txt pyproject.toml 2>/dev/null | cksum | cut 
 STAMP  := $(VENV)/.installed-$(LOCK)
 HTML   := _build/html/index.html
 export PYTHONHASHSEED := 0
+# Tests run in so many processes of one thread each: make test JOBS=8
+JOBS   ?= 2
+WORKERS := -n $(JOBS) --dist
 
 .PHONY: help
 help:  ## list the targets
@@ -41,15 +44,15 @@ lint: $(STAMP)  ## style and types
 
 .PHONY: unit
 unit: data  ## the library's tests and the checks of the notebooks' text
-	$(BIN)/pytest tests -m "not pages"
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -m "not pages" $(WORKERS) worksteal
 
 .PHONY: notebooks
 notebooks: data  ## run every notebook and compare its outputs
-	$(BIN)/pytest --nbval chapters/
+	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval chapters/ $(WORKERS) loadfile
 
 .PHONY: pages
 pages: book  ## open every built page in headless Chromium
-	$(BIN)/pytest tests/test_pages.py -m pages -rs -n 2 --dist load
+	$(BIN)/pytest tests/test_pages.py -m pages -rs $(WORKERS) load
 
 .PHONY: test
 test: lint unit notebooks pages  ## everything that CI runs

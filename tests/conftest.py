@@ -42,3 +42,9 @@ def global_random_state() -> Iterator[None]:
     random.setstate(python)
     numpy.random.set_state(array)
     torch.set_rng_state(tensor)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the claims first, the long chapters before the short: parallel runs then end together."""
+    first = [item for item in items if item.path.name == "test_claims.py"]
+    items[:] = first[::-1] + [item for item in items if item.path.name != "test_claims.py"]

@@ -224,7 +224,7 @@ BAD_CALLS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("call", "kind", "message"), BAD_CALLS, ids=lambda x: str(x)[:60])
+@pytest.mark.parametrize(("call", "kind", "message"), BAD_CALLS)
 def test_a_bad_argument_is_named(call, kind, message):
     with pytest.raises(kind, match=re.escape(message) + "$"):
         call()
