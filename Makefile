@@ -44,7 +44,7 @@ lint: $(STAMP)  ## style and types
 
 .PHONY: unit
 unit: data  ## the library's tests and the checks of the notebooks' text
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests -m "not pages" $(WORKERS) worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -m "not pages" $(WORKERS) load --maxschedchunk 1
 
 .PHONY: notebooks
 notebooks: data  ## run every notebook and compare its outputs
