@@ -82,6 +82,18 @@ mutation: $(STAMP)  ## mutation score of the numeric core
 parity: $(STAMP)  ## compare every component with its reference, write chapters/parity.md
 	$(BIN)/python tools/parity.py
 
+.PHONY: characters
+characters: data  ## train the character models that the log lacks, print the table: make characters TEXT=file
+	$(BIN)/python tools/train_characters.py $(if $(TEXT),--benchmark $(TEXT))
+
+.PHONY: results
+results: data  ## what the trained models reach beside the targets, write chapters/results.md
+	$(BIN)/python tools/results.py
+
+.PHONY: status
+status: data  ## run each notebook by itself, write its CPU time and memory to chapters/status.md
+	$(BIN)/python tools/status.py $(NB)
+
 .PHONY: lock
 lock:  ## renew requirements.txt from the ranges in pyproject.toml
 	$(PYTHON) tools/lock.py $(if $(TORCH),--torch $(TORCH))

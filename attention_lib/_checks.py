@@ -40,10 +40,18 @@ def _check_device(name: str, tensor: Tensor, reference_name: str, reference: Ten
         )
 
 
+def broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that all broadcast to; quick where they are equal, as they mostly are."""
+    first = shapes[0]
+    if all(other == first for other in shapes):
+        return tuple(first)
+    return tuple(torch.broadcast_shapes(*shapes))
+
+
 def check_broadcast(name: str, tensor: Tensor, expected: tuple[int, ...], symbols: str) -> None:
     """Require a tensor that broadcasts to the shape ``expected`` without enlarging it."""
     try:
-        fits = torch.broadcast_shapes(tensor.shape, expected) == expected
+        fits = broadcast(tensor.shape, expected) == expected
     except RuntimeError:
         fits = False
     if not fits:
@@ -63,7 +71,7 @@ def check_mask(mask: Tensor, expected: tuple[int, ...], symbols: str, scores: Te
 def check_batches(**tensors: Tensor) -> None:
     """Require the leading dimensions (all but the last two) to broadcast together."""
     try:
-        torch.broadcast_shapes(*(tensor.shape[:-2] for tensor in tensors.values()))
+        broadcast(*(tensor.shape[:-2] for tensor in tensors.values()))
     except RuntimeError:
         found = ", ".join(f"{name} {shape(tensor)}" for name, tensor in tensors.items())
         raise ValueError(f"leading dimensions must broadcast together, got {found}") from None
@@ -90,6 +98,13 @@ def check_count(name: str, number: int, *, least: int) -> None:
         raise TypeError(f"{name} must be an integer, got {type(number).__name__}")
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}")
+
+
+def check_divides(name: str, divisor: int, whole_name: str, whole: int) -> None:
+    """Require a positive divisor of another argument."""
+    check_count(name, divisor, least=1)
+    if whole % divisor:
+        raise ValueError(f"{name} must divide {whole_name} = {whole}, got {divisor}")
 
 
 def check_fraction(name: str, number: float) -> None:

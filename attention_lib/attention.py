@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from attention_lib._checks import (
+    broadcast,
     check_batches,
     check_broadcast,
     check_float,
@@ -156,7 +157,7 @@ def attend(
     check_query_key(query, key)
     _check_value(query, key, value)
     check_fraction("dropout", dropout)
-    batch = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+    batch = broadcast(query.shape[:-2], key.shape[:-2], value.shape[:-2])
     full = (*batch, query.shape[-2], key.shape[-2])
     if mask is causal() and full[-2] == 1:
         mask = None  # one query stands at the last position and sees every key
@@ -191,6 +192,8 @@ def attend(
 
 def _four_dimensional(tensor: Tensor, batch: tuple[int, ...]) -> Tensor:
     """Bring (..., T, D) to the four dimensions for which PyTorch has its fast kernels."""
+    if tensor.ndim == 4 and tensor.shape[:-2] == batch:
+        return tensor
     tensor = torch.atleast_2d(tensor)  # a mask or a bias may have fewer dimensions
     tensor = tensor.expand(*batch, *tensor.shape[-2:])
     if len(batch) == 2:

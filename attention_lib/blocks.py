@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu, silu
 
 from attention_lib._checks import check_count, check_fraction
+from attention_lib._joint import project
 from attention_lib.heads import KVCache, MultiHeadAttention
 from attention_lib.masks import Mask
 
@@ -48,7 +49,7 @@ class FeedForward(nn.Module):
         self.up_proj = nn.Linear(width, hidden, bias=bias)
         self.down_proj = nn.Linear(hidden, width, bias=bias)
         self.activation = activation
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = _dropout(dropout)
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """Apply the network to the last dimension."""
@@ -95,11 +96,12 @@ class GatedFeedForward(nn.Module):
         self.up_proj = nn.Linear(width, hidden, bias=bias)
         self.down_proj = nn.Linear(hidden, width, bias=bias)
         self.activation = activation
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = _dropout(dropout)
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """Apply the network to the last dimension."""
-        hidden = self.dropout(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = project(x, (self.gate_proj, self.up_proj))  # (..., hidden) each
+        hidden = self.dropout(self.activation(gate) * up)
         output: Tensor = self.down_proj(hidden)
         return output
 
@@ -114,7 +116,7 @@ class _Residual(nn.Module):
         check_count("width", width, least=1)
         check_fraction("dropout", dropout)
         self.norm = norm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = _dropout(dropout)
 
 
 class PreNorm(_Residual):
@@ -252,6 +254,11 @@ class DecoderBlock(nn.Module):
         x = self.cross_residual(x, lambda y: self.cross_attention(y, memory, mask=memory_mask))
         x = self.feed_forward_residual(x, self.feed_forward)
         return x
+
+
+def _dropout(probability: float) -> nn.Module:
+    """Dropout, or, where nothing is dropped, a module that costs nothing."""
+    return nn.Dropout(probability) if probability else nn.Identity()
 
 
 def _check_sizes(width: int, hidden: int, dropout: float) -> None:

@@ -217,6 +217,28 @@ def second_map() -> Diagram:
     )
 
 
+def third_map() -> Diagram:
+    """The chapters of part III and the question each answers.
+
+    Returns:
+        The diagram.
+
+    Source:
+        Front page.
+    """
+    return _column(
+        "The chapters of part III, from the Transformer to detection",
+        (
+            ("10 · Transformer", "read one language, write another", "result"),
+            ("11 · GPT", "write on", "learned"),
+            ("12 · BERT", "fill the gaps", "learned"),
+            ("13 · ViT", "read an image", "data"),
+            ("14 · DETR", "find the objects in it", "result"),
+        ),
+        ("keep the decoder", "keep the encoder", "patches for words", "ask for a set"),
+    )
+
+
 def _column(
     description: str, chapters: tuple[tuple[str, str, str], ...], links: tuple[str, ...]
 ) -> Diagram:

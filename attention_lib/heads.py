@@ -4,7 +4,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from attention_lib._checks import check_count, check_float, check_fraction, check_like, shape
+from attention_lib._checks import (
+    check_count,
+    check_divides,
+    check_float,
+    check_fraction,
+    check_like,
+    shape,
+)
+from attention_lib._joint import project
 from attention_lib.attention import attend, attention_weights
 from attention_lib.masks import Mask, causal
 from attention_lib.positions import Position
@@ -33,8 +41,8 @@ def split_heads(x: Float[Tensor, "... T D"], heads: int) -> Float[Tensor, "... H
         Vaswani et al. (2017), section 3.2.2. Chapter 07.
     """
     check_float("x", x, rank=2)
-    _check_divides("heads", heads, "the width of x", x.shape[-1])
-    split: Tensor = x.unflatten(-1, (heads, -1))  # (..., T, H, Dh)
+    check_divides("heads", heads, "the width of x", x.shape[-1])
+    split = x.view(*x.shape[:-1], heads, x.shape[-1] // heads)  # (..., T, H, Dh)
     return split.transpose(-2, -3)
 
 
@@ -149,9 +157,9 @@ class MultiHeadAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_count("width", width, least=1)
-        _check_divides("heads", heads, "width", width)
+        check_divides("heads", heads, "width", width)
         kv_heads = heads if kv_heads is None else kv_heads
-        _check_divides("kv_heads", kv_heads, "heads", heads)
+        check_divides("kv_heads", kv_heads, "heads", heads)
         memory_width = width if memory_width is None else memory_width
         check_count("memory_width", memory_width, least=1)
         check_fraction("dropout", dropout)
@@ -191,14 +199,17 @@ class MultiHeadAttention(nn.Module):
         q, k, v = self._project(query, key, value, offset, cache)
         if cache is not None:
             k, v = cache.append(k, v)
-        output = attend(
-            q,
-            self._share(k),
-            self._share(v),
-            self._per_head(mask, q, k),
-            bias=self._bias(q, k, offset),
-            dropout=self.dropout if self.training else 0.0,
-        )  # (..., H, Tq, Dh)
+        mask, bias = self._per_head(mask, q, k), self._bias(q, k, offset)
+        dropout = self.dropout if self.training else 0.0
+        sees_all = bias is None and (mask is None or mask is causal())  # with one query
+        if self.kv_heads < self.heads and q.shape[-2] == 1 and sees_all:
+            # Heads of a group with one query each are one head with a group of queries, and the
+            # keys and values of a long cache need not be copied for each of them.
+            grouped = q.unflatten(-3, (self.kv_heads, -1)).squeeze(-2)  # (..., Hkv, H / Hkv, Dh)
+            output = attend(grouped, k, v, dropout=dropout).flatten(-3, -2).unsqueeze(-2)
+        else:
+            share = self._share
+            output = attend(q, share(k), share(v), mask, bias=bias, dropout=dropout)
         mixed: Tensor = self.output_proj(merge_heads(output))  # (..., Tq, D)
         return mixed
 
@@ -255,9 +266,13 @@ class MultiHeadAttention(nn.Module):
             check_float(name, x, rank=2)
             if x.shape[-1] != width:
                 raise ValueError(f"{name} must have width {width}, got shape {shape(x)}")
-        q = split_heads(self.query_proj(query), self.heads)  # (..., H, Tq, Dh)
-        k = split_heads(self.key_proj(key), self.kv_heads)  # (..., Hkv, Tk, Dh)
-        v = split_heads(self.value_proj(value), self.kv_heads)
+        if key is query and value is query:
+            projected = project(query, (self.query_proj, self.key_proj, self.value_proj))
+        else:
+            projected = [self.query_proj(query), self.key_proj(key), self.value_proj(value)]
+        q = split_heads(projected[0], self.heads)  # (..., H, Tq, Dh)
+        k = split_heads(projected[1], self.kv_heads)  # (..., Hkv, Tk, Dh)
+        v = split_heads(projected[2], self.kv_heads)
         if self.position is not None:
             q, k = self.position.rotate(q, k, offset)
         return q, k, v
@@ -292,9 +307,3 @@ class MultiHeadAttention(nn.Module):
 
             return Mask(spread, mask.name)
         return mask
-
-
-def _check_divides(name: str, divisor: int, whole_name: str, whole: int) -> None:
-    check_count(name, divisor, least=1)
-    if whole % divisor:
-        raise ValueError(f"{name} must divide {whole_name} = {whole}, got {divisor}")

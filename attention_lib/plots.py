@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from attention_lib.masks import Mask
@@ -200,6 +201,105 @@ def image_grid(
     for ax, text in zip(axes.flat, titles, strict=False):
         ax.set_title(text, fontsize=10)
     return figure
+
+
+def photo_grid(
+    images: Tensor, titles: Sequence[str] = (), *, maps: Tensor | None = None, columns: int = 4
+) -> Figure:
+    """Draw colour images in a grid, each with a map over it if there are any.
+
+    A map is scaled to its image, and to its own largest value: it shows where, not how much.
+
+    Args:
+        images: Images from 0 to 1, (N, 3, Y, X); one image for all maps may be given as (1, ...).
+        titles: A title for each panel.
+        maps: What to draw over the images, (N, h, w), at least 0.
+        columns: Panels in one row of the grid.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+
+    Source:
+        Chapter 13.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must have shape (N, 3, Y, X), got {tuple(images.shape)}")
+    count = len(images) if maps is None else len(maps)
+    if len(images) not in (1, count):
+        raise ValueError(f"images must be 1 or as many as maps = {count}, got {len(images)}")
+    rows = -(-count // columns)
+    size = (5.0, 5.0 / columns * rows + (0.28 * rows if titles else 0))
+    # Photographs compress badly: fewer dots keep the page light.
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, dpi=72)
+    height, width = images.shape[-2:]
+    for ax in axes.flat:
+        ax.axis("off")
+    for index, ax in zip(range(count), axes.flat, strict=False):
+        ax.imshow(images[index % len(images)].permute(1, 2, 0).detach().cpu().clamp(0, 1).numpy())
+        if maps is not None:
+            area = (-0.5, width - 0.5, height - 0.5, -0.5)
+            over = maps[index].detach().cpu().numpy()
+            ax.imshow(over, cmap="inferno", alpha=0.65, extent=area, vmin=0)
+    for ax, text in zip(axes.flat, titles, strict=False):
+        ax.set_title(text, fontsize=10)
+    return figure
+
+
+def boxes_map(
+    image: Tensor,
+    boxes: Tensor,
+    texts: Sequence[str] = (),
+    *,
+    truth: Tensor | None = None,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw boxes on a grey-scale image.
+
+    Args:
+        image: From 0 (black) to 1 (white), (Y, X).
+        boxes: (centre x, centre y, width, height) in shares of the sides, (N, 4).
+        texts: A text above each box, or in it where no room is above.
+        truth: Further boxes, drawn dashed, (M, 4).
+        title: Title of the panel.
+        ax: Where to draw; a new figure if None.
+
+    Returns:
+        The axes drawn on, without ticks; places count in pixels.
+
+    Raises:
+        ValueError: If ``image`` is not a matrix, a box has not four numbers, or the texts do not
+            fit.
+
+    Source:
+        Chapter 14.
+    """
+    if image.ndim != 2:
+        raise ValueError(f"image must have shape (Y, X), got {tuple(image.shape)}")
+    if texts and len(texts) != len(boxes):
+        raise ValueError(f"texts must be one for each of {len(boxes)} boxes, got {len(texts)}")
+    if ax is None:
+        _, ax = plt.subplots(figsize=(3.0, 3.0))
+    height, width = image.shape
+    # Square pixels in few greys: smoothed noise would make the file three times as large.
+    greys, extent = plt.get_cmap("gray", 24), (0, width, height, 0)
+    ax.imshow(image.numpy(), cmap=greys, vmin=0, vmax=1, extent=extent, interpolation="nearest")
+    for some, colour, line in ((truth, PALETTE[5], "--"), (boxes, PALETTE[4], "-")):
+        for n, box in enumerate([] if some is None else some.tolist()):
+            if len(box) != 4:
+                raise ValueError(f"boxes must have 4 numbers each, got {len(box)}")
+            x, y, w, h = box[0] * width, box[1] * height, box[2] * width, box[3] * height
+            corner = x - w / 2, y - h / 2
+            ax.add_patch(Rectangle(corner, w, h, fill=False, ec=colour, ls=line, lw=1.2))
+            if line == "-" and texts:
+                # Inside the box where there is no room above it.
+                side = "top" if corner[1] < height / 8 else "bottom"
+                ax.text(*corner, texts[n], color=colour, va=side, fontsize=9, clip_on=True)
+    ax.set(title=title, xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
+    return ax
 
 
 def _heat_map(

@@ -7,6 +7,7 @@ They enter in three places: a vector added to each embedding (:class:`Sinusoidal
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
@@ -167,13 +168,12 @@ class Rotary(Position):
 
     def _turn(self, name: str, x: Tensor, offset: int) -> Tensor:
         _check_width(name, x, self.head_width)
-        angles = _angles(x.shape[-2], self.head_width, self.base, offset, x.device)  # (T, Dh / 2)
-        # The angle is exact; only the product is rounded to the working precision.
         wide = at_least_float32(x.dtype)
-        cosine, sine = angles.cos().to(wide), angles.sin().to(wide)
-        first, second = x.to(wide).chunk(2, dim=-1)  # (..., T, Dh / 2) each
-        turned = [first * cosine - second * sine, first * sine + second * cosine]
-        return torch.cat(turned, dim=-1).to(x.dtype)
+        length = x.shape[-2]
+        cosine, sine = _waves(length, self.head_width, self.base, offset, x.device, wide)
+        x_wide = x.to(wide)
+        partner = x_wide.roll(self.head_width // 2, dims=-1)  # the other feature of each pair
+        return torch.addcmul(x_wide * cosine, partner, sine).to(x.dtype)
 
 
 def half_from_interleaved(x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
@@ -330,6 +330,21 @@ def _angles(
     frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
     positions = torch.arange(offset, offset + length, dtype=torch.float64, device=device)
     return torch.outer(positions, frequencies)
+
+
+@lru_cache(maxsize=32)
+def _waves(
+    length: int, width: int, base: float, offset: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Float[Tensor, "T Dh"], Float[Tensor, "T Dh"]]:
+    """Factors of a feature and of its partner; all layers ask for the same, so they are kept.
+
+    Features i and i + Dh/2 become x cos - y sin and y cos + x sin, so the sine is negative in the
+    first half. The angle is exact; only its waves are rounded to the working precision.
+    """
+    with torch.inference_mode(False):  # what is kept may take part in training later
+        angles = _angles(length, width, base, offset, device)
+        cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
+        return torch.cat([cosine, cosine], dim=-1), torch.cat([-sine, sine], dim=-1)
 
 
 def _distances(

@@ -8,9 +8,10 @@ the weights of a run that was not, bit by bit, on the same machine with the same
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,16 @@ from attention_lib.checkpoints import Checkpoint
 class History:
     """What a run has measured: the loss of each step, and ``(step, value)`` of each validation.
 
+    ``cpu_seconds`` is the time that this process, and those before it that wrote the checkpoint,
+    have computed in the run; two histories are equal when all the rest is.
+
     Source:
         Chapter 06.
     """
 
     losses: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
+    cpu_seconds: float = field(default=0.0, compare=False)
 
 
 def train(
@@ -110,8 +115,9 @@ def train(
         if path is not None and path.exists():
             measured = saved.load(path)
             validation = [(step, value) for step, value in measured["validation"]]
-            history = History(measured["losses"], validation)
-        done = len(history.losses)
+            spent = measured.get("cpu_seconds", 0.0)
+            history = History(measured["losses"], validation, spent)
+        done, begin = len(history.losses), time.process_time() - history.cpu_seconds
         watcher = _watcher() if progress else None
         try:
             with tqdm(
@@ -132,10 +138,11 @@ def train(
                             history.validation.append((step, float(validate(model))))
                     if path is not None and _due(step, checkpoint_every, steps):
                         _set_rates(optimizer, rates, 1)  # as the settings have them
-                        saved.save(path, asdict(history))
+                        spent = time.process_time() - begin
+                        saved.save(path, asdict(replace(history, cpu_seconds=spent)))
         finally:
             _set_rates(optimizer, rates, 1)
-    return history
+    return replace(history, cpu_seconds=time.process_time() - begin)
 
 
 def warmup_then_inverse_sqrt(warmup: int) -> Callable[[int], float]:

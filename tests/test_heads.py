@@ -179,9 +179,9 @@ def test_a_sequence_without_a_batch_is_taken(generator):
 # --- shared keys and values, positions -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 3, 6])
-def test_grouped_heads_equal_full_heads_with_copied_projections(kv_heads, generator):
-    heads, width = 6, 6 * HEAD_WIDTH
+def _grouped_and_full(generator, heads, kv_heads):
+    """Shared keys and values, and the same module with a copy of them for each head."""
+    width = heads * HEAD_WIDTH
     grouped = _attention(generator, width, heads, kv_heads=kv_heads)
     full = MultiHeadAttention(width, heads).double()
     state = grouped.state_dict()
@@ -189,7 +189,13 @@ def test_grouped_heads_equal_full_heads_with_copied_projections(kv_heads, genera
         parts = state[name].unflatten(0, (kv_heads, HEAD_WIDTH))
         state[name] = parts.repeat_interleave(heads // kv_heads, dim=0).flatten(0, 1)
     full.load_state_dict(state)
-    x = random(generator, BATCH, TQ, width)
+    return grouped, full
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 3, 6])
+def test_grouped_heads_equal_full_heads_with_copied_projections(kv_heads, generator):
+    grouped, full = _grouped_and_full(generator, 6, kv_heads)
+    x = random(generator, BATCH, TQ, 6 * HEAD_WIDTH)
     assert_close(grouped(x, mask=causal()), full(x, mask=causal()))
     assert_close(grouped.attention_weights(x), full.attention_weights(x))
     grouped(x).square().sum().backward()
@@ -197,6 +203,15 @@ def test_grouped_heads_equal_full_heads_with_copied_projections(kv_heads, genera
     for name in ("key_proj", "value_proj"):
         copies = full.get_submodule(name).weight.grad.unflatten(0, (kv_heads, -1, HEAD_WIDTH))
         assert_close(grouped.get_submodule(name).weight.grad, copies.sum(dim=1).flatten(0, 1))
+
+
+@pytest.mark.parametrize("mask", [None, causal(), torch.arange(TK) % 3 > 0])
+@pytest.mark.parametrize("kv_heads", [1, 2, 3])
+def test_one_query_of_grouped_heads_equals_one_of_full_heads(kv_heads, mask, generator):
+    grouped, full = _grouped_and_full(generator, 6, kv_heads)
+    query, key = (random(generator, BATCH, length, 6 * HEAD_WIDTH) for length in (1, TK))
+    assert_close(grouped(query, key, mask=mask), full(query, key, mask=mask))
+    assert_close(grouped(query[0], key[0], mask=mask), full(query[0], key[0], mask=mask))
 
 
 @pytest.mark.oracle

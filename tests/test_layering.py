@@ -16,6 +16,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # A module may import from layers before its own, and within its own package.
 LAYERS = [
     "_checks",
+    "_joint",
     "scores",
     "softmax",
     "masks",
@@ -31,6 +32,7 @@ LAYERS = [
     "checkpoints",
     "training",
     "decoding",
+    "sampling",
     "models",
     "exercises",
     "diagrams",

@@ -3,11 +3,14 @@
 ``make parity`` runs these tests and writes the page from what they record.
 """
 
+import parity_cases
+import parity_models
 import pytest
 import torch
 from parity import PAGE, rows_of, shown
-from parity_cases import CASES, Case
+from parity_cases import Case
 
+CASES = parity_cases.CASES + parity_models.CASES
 IDS = ["-".join(case.row()) for case in CASES]
 
 

@@ -251,8 +251,9 @@ def test_bad_sizes_are_refused(changes, message, no_shape_hook):
 
 
 @pytest.mark.hostile
-def test_an_unknown_context_is_refused():
-    message = r"context must be one of \['none', 'additive', 'multiplicative'\], got 'dot'"
+def test_an_unknown_name_is_refused():
+    names = "'none', 'additive', 'multiplicative', 'transformer'"
+    message = rf"name must be one of \[{names}\], got 'dot'"
     with pytest.raises(ValueError, match=message):
         build("dot", CONFIG, seed=0)
     with pytest.raises(ValueError, match=message):
@@ -281,6 +282,27 @@ def test_translating_a_batch_equals_one_sentence_at_a_time_and_greedy(small):
     assert found[1] == small.target.decode(rows[0].tolist())
 
 
+def test_length_penalty_reaches_the_beam(small):
+    """With an end as likely as any piece, only a reward for length makes translations long."""
+    small.model.bias.data[END] += 2
+    sentences = ["the boats reach", "a boat", "bank"]
+    short, long = (
+        small.translate(sentences, width=4, length_penalty=penalty, max_length=7)
+        for penalty in (0.0, 10.0)
+    )
+    assert short != long
+    assert sum(map(len, short)) < sum(map(len, long))
+
+
+def test_an_example_is_what_the_model_takes(small):
+    inputs, rows, columns = small.example("a boat", "les bateaux")
+    source, lengths, target = inputs
+    assert source.tolist() == [[*small.source.encode("a boat"), END]]
+    assert lengths.tolist() == [len(columns)]
+    assert target.tolist() == [[START, *small.target.encode("les bateaux")]]
+    assert small.model(*inputs).shape[:2] == (1, len(rows))
+
+
 def test_translating_keeps_the_mode_of_the_model(small):
     for mode in (True, False):
         small.model.train(mode)
@@ -307,7 +329,7 @@ def test_saving_and_loading_gives_the_same_translator_in_half_precision(small, t
         parameter.data = parameter.data.half().float()
     small.save(tmp_path)
     loaded = load("additive", tmp_path)
-    assert (loaded.context, loaded.config) == (small.context, small.config)
+    assert (loaded.name, loaded.config) == (small.name, small.config)
     for key, value in small.model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[key], value)
     assert loaded.translate(["the bank"], width=2) == small.translate(["the bank"], width=2)

@@ -33,9 +33,11 @@ def off_the_kink(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Near 0 a unit may be on in one precision and off in another, and the gradient jumps between.
     """
-    name = "feed_forward.up_proj.bias"
-    signs = 1 - 2 * (torch.arange(len(parameters[name])) % 2)
-    return parameters | {name: (8 * signs).to(parameters[name].dtype)}
+    moved = {}
+    for name, x in parameters.items():
+        if name.endswith("feed_forward.up_proj.bias"):
+            moved[name] = (8 * (1 - 2 * (torch.arange(len(x)) % 2))).to(x.dtype)
+    return parameters | moved
 
 
 def filled(

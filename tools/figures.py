@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from attention_lib.diagrams import book_map, second_map
+from attention_lib.diagrams import book_map, second_map, third_map
 
-FIGURES = {"map.svg": book_map, "map2.svg": second_map}
+FIGURES = {"map.svg": book_map, "map2.svg": second_map, "map3.svg": third_map}
 FOLDER = Path(__file__).resolve().parent.parent / "_static"
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = [
     "_checks",
+    "_joint",
     "scores",
     "softmax",
     "masks",
@@ -38,6 +39,7 @@ TESTS = [
     "heads",
     "heads_properties",
     "cache",
+    "joint",
     "blocks",
     "decoding",
     "errors",

@@ -38,20 +38,25 @@ Row = tuple[tuple[str, ...], list[float]]
 
 def main() -> int:
     """Run the tests; if they pass, write the page."""
-    with tempfile.TemporaryDirectory() as scratch:
-        report = Path(scratch) / "report.xml"
-        options = ["-q", TESTS, f"--junitxml={report}"]
-        run = subprocess.run([sys.executable, "-m", "pytest", *options], cwd=ROOT)
-        if run.returncode:
-            return run.returncode
-        cases = list(ElementTree.parse(report).iter("testcase"))
-    rows = [{x.get("name"): x.get("value", "") for x in case.iter("property")} for case in cases]
+    rows = recorded(TESTS)
     text = TEXT.format(
         count=len(rows), date=datetime.date.today(), torch=torch.__version__.partition("+")[0]
     )
     PAGE.write_text(text + "".join(map(_line, rows)))
     print(f"{PAGE.relative_to(ROOT)}: {len(rows)} rows")
     return 0
+
+
+def recorded(*tests: str) -> list[dict[str | None, str]]:
+    """Run tests and return what each has put into ``user_properties``; a red one ends it all."""
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.xml"
+        options = ["-q", *tests, f"--junitxml={report}"]
+        run = subprocess.run([sys.executable, "-m", "pytest", *options], cwd=ROOT)
+        if run.returncode:
+            raise SystemExit(run.returncode)
+        cases = list(ElementTree.parse(report).iter("testcase"))
+    return [{x.get("name"): x.get("value", "") for x in case.iter("property")} for case in cases]
 
 
 def shown(number: float) -> str:

@@ -1,13 +1,15 @@
-"""Real handwritten digits: 5,000 images of MNIST, 500 of each class. Chapters 01 to 04."""
+"""Real handwritten digits: 5,000 images of MNIST, 500 of each class. Chapters 01 to 04, 13."""
 
 import gzip
+import math
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
+from attention_lib._checks import check_float
 from attention_lib.data.fetch import asset_path
 
 
@@ -72,3 +74,49 @@ def shrink(images: Float[Tensor, "N 784"]) -> Float[Tensor, "N 196"]:
     if images.ndim != 2 or images.shape[-1] != 784:
         raise ValueError(f"images must have shape (N, 784), got {tuple(images.shape)}")
     return avg_pool2d(images.unflatten(-1, (1, 28, 28)), 2).flatten(1)
+
+
+def jitter(
+    images: Float[Tensor, "N C Y X"],
+    generator: torch.Generator,
+    *,
+    degrees: float = 12.0,
+    shift: float = 2.0,
+    zoom: float = 0.1,
+) -> Float[Tensor, "N C Y X"]:
+    r"""Turn, shift and resize each image a little, at random: the same digit, written otherwise.
+
+    Each image is read at the places :math:`A p + t`, where :math:`A` turns by up to ``degrees`` and
+    scales by a factor between 1 - ``zoom`` and 1 + ``zoom``, and :math:`t` shifts.
+
+    Args:
+        images: Images, (N, C, Y, X).
+        generator: Where the random numbers come from.
+        degrees: Largest angle.
+        shift: Largest shift along each axis, in pixels.
+        zoom: Largest relative change of size.
+
+    Returns:
+        As many images of the same size, with zeros where nothing was.
+
+    Raises:
+        TypeError: If ``images`` is not a floating-point tensor.
+        ValueError: If ``images`` does not have four dimensions.
+
+    Source:
+        Simard, Steinkraus and Platt (2003), section 2, for affine distortions. Chapter 13.
+    """
+    check_float("images", images, rank=4)
+    if images.ndim != 4:
+        raise ValueError(f"images must have shape (N, C, Y, X), got {tuple(images.shape)}")
+
+    def uniform(largest: float) -> Tensor:
+        return (2 * torch.rand(len(images), generator=generator) - 1) * largest
+
+    angle, size = uniform(math.radians(degrees)), 1 + uniform(zoom)
+    # Places are measured from -1 to 1 across the image.
+    x, y = uniform(2 * shift / images.shape[-1]), uniform(2 * shift / images.shape[-2])
+    cos, sin = size * angle.cos(), size * angle.sin()
+    places = torch.stack([torch.stack([cos, -sin, x], -1), torch.stack([sin, cos, y], -1)], -2)
+    grid = affine_grid(places.to(images), list(images.shape), align_corners=False)
+    return grid_sample(images, grid, align_corners=False)

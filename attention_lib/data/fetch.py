@@ -142,6 +142,8 @@ def _download(name: str, asset: Asset, folder: Path) -> Path:
 def _advice(stderr: str) -> str:
     if "No module named pip" in stderr:
         return "This Python has no pip: run `python -m ensurepip`, or use the book's `make book`."
+    if "No space left" in stderr:
+        return "The disk is full: free some space, or set TMPDIR and ATTENTION_LIB_DATA elsewhere."
     if "DO NOT MATCH THE HASHES" in stderr:
         return "What the index serves is not what the book was tested with; it was not kept."
     if "No matching distribution" in stderr and "Connection" not in stderr:

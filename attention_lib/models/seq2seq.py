@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from attention_lib._checks import check_count, check_fraction
 from attention_lib.attention import attend_explicit, attention_weights
 from attention_lib.masks import padding
+from attention_lib.models._encoder_decoder import EncoderDecoder, State
 from attention_lib.scores import additive, bilinear
-
-# What the decoder carries from step to step; every tensor starts with the batch dimension.
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,8 @@ class LastStates(nn.Module):
 
     def forward(self, query: Float[Tensor, "B Tq D"], memory: State) -> Float[Tensor, "B Tq D"]:
         """The encoder's last states, whatever the queries are."""
-        return memory["last"][:, None].expand(-1, query.shape[1], -1)
+        last: Tensor = memory["last"]  # (B, D)
+        return last[:, None].expand(-1, query.shape[1], -1)
 
 
 class Attention(nn.Module):
@@ -178,7 +177,7 @@ class Encoder(nn.Module):
         }
 
 
-class Seq2Seq(nn.Module):
+class Seq2Seq(EncoderDecoder):
     r"""Encoder, decoder, and between them the context that is passed in.
 
     .. math:: s_i = \mathrm{GRU}(e(y_{i-1}), s_{i-1}), \quad
@@ -219,15 +218,7 @@ class Seq2Seq(nn.Module):
     def decode(
         self, target: Int[Tensor, "B Tt"], state: State
     ) -> tuple[Float[Tensor, "B Tt V"], State]:
-        """Write on from a state, one step for each token given.
-
-        Args:
-            target: The tokens after which to predict, (B, Tt).
-            state: From :meth:`encode` or from an earlier call.
-
-        Returns:
-            Logits, (B, Tt, V), and the state after the last token.
-        """
+        """Write on from a state, one step for each token given, as ``EncoderDecoder`` says."""
         states, last = self._states(target, state)  # (B, Tt, D), (1, B, D)
         context = self.context(states, state)  # (B, Tt, D)
         combined = torch.tanh(self.combine(torch.cat([context, states], dim=-1)))  # (B, Tt, E)
@@ -238,29 +229,6 @@ class Seq2Seq(nn.Module):
         embedded = self.dropout(self.embedding(target))  # (B, Tt, E)
         states, last = self.gru(embedded, state["decoder"][None].contiguous())
         return self.dropout(states), last
-
-    def step(self, tokens: Int[Tensor, " B"], state: State) -> tuple[Float[Tensor, "B V"], State]:
-        """One step after the tokens written last, as :mod:`attention_lib.decoding` calls it."""
-        logits, state = self.decode(tokens[:, None], state)
-        return logits[:, 0], state
-
-    def forward(
-        self,
-        source: Int[Tensor, "B Ts"],
-        lengths: Int[Tensor, " B"],
-        target: Int[Tensor, "B Tt"],
-    ) -> Float[Tensor, "B Tt V"]:
-        """Logits of every next token, each computed from the true tokens before it.
-
-        Args:
-            source: Source tokens, (B, Ts).
-            lengths: Number of real source tokens of each row.
-            target: Start token and the target, without its last token, (B, Tt).
-
-        Returns:
-            Logits, (B, Tt, V).
-        """
-        return self.decode(target, self.encode(source, lengths))[0]
 
     def attention_weights(
         self,
