@@ -53,7 +53,7 @@ class MaskHead(nn.Module):
 
         Args:
             states: Of the queries, (B, N, D).
-            memory: From :meth:`attention_lib.models.detr.Detr.encode`.
+            memory: From :meth:`~attention_lib.models.detr.Detr.encode`.
             features: From the same, as many as ``channels``; the image may stand first.
 
         Returns:

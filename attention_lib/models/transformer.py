@@ -169,7 +169,7 @@ class Transformer(EncoderDecoder):
         """Where each target position looks in the source: the mean over all blocks and heads.
 
         For single heads, and for the weights inside encoder and decoder, see
-        :func:`attention_lib.interpret.capture_weights`.
+        :func:`~attention_lib.interpret.capture_weights`.
 
         Args:
             source: Source tokens, (B, Ts).
