@@ -28,9 +28,8 @@ TEXT = """\
 
 What each notebook holds, and what it took when it was last run from beginning to end, on one
 thread: seconds of processor time and the peak of its memory. A chapter may take {minutes} minutes
-and {gigabytes} GB; chapter 6 takes longer than that and is to be shortened. *Claims* are printed
-lines that a test turns false by planting the mistake that they guard against; *exercises* check
-themselves.
+and {gigabytes} GB. *Claims* are printed lines that a test turns false by planting the mistake that
+they guard against; *exercises* check themselves.
 
 `make status` runs every notebook by itself and writes this page.
 
