@@ -50,10 +50,8 @@ def broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
 
 def check_broadcast(name: str, tensor: Tensor, expected: tuple[int, ...], symbols: str) -> None:
     """Require a tensor that broadcasts to the shape ``expected`` without enlarging it."""
-    try:
-        fits = broadcast(tensor.shape, expected) == expected
-    except RuntimeError:
-        fits = False
+    sizes = zip(reversed(tensor.shape), reversed(expected), strict=False)
+    fits = tensor.ndim <= len(expected) and all(size in (1, whole) for size, whole in sizes)
     if not fits:
         raise ValueError(f"{name} must broadcast to {symbols} = {expected}, got {shape(tensor)}")
 
@@ -90,6 +88,20 @@ def check_query_key(query: Tensor, key: Tensor, *, same_width: bool = True) -> N
             f"key must have the width of query, D = {query.shape[-1]}, got shape {shape(key)}"
         )
     check_batches(query=query, key=key)
+
+
+def check_query_key_value(
+    query: Tensor, key: Tensor, value: Tensor, *, same_width: bool = True
+) -> None:
+    """Require :func:`check_query_key`, and ``value`` (..., Tk, Dv) with one row for each key."""
+    check_query_key(query, key, same_width=same_width)
+    check_float("value", value, rank=2)
+    check_like("value", value, "query", query)
+    if value.shape[-2] != key.shape[-2]:
+        raise ValueError(
+            f"value must have one row for each key, Tk = {key.shape[-2]}, got shape {shape(value)}"
+        )
+    check_batches(query=query, key=key, value=value)
 
 
 def check_count(name: str, number: int, *, least: int) -> None:

@@ -14,13 +14,13 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from attention_lib._checks import (
     broadcast,
-    check_batches,
     check_broadcast,
     check_float,
     check_fraction,
     check_like,
     check_mask,
     check_query_key,
+    check_query_key_value,
     shape,
 )
 from attention_lib.masks import Mask, causal
@@ -108,8 +108,7 @@ def attend_explicit(
     Source:
         Bahdanau, Cho and Bengio (2015), equation 5; Vaswani et al. (2017), equation 1. Chapter 04.
     """
-    check_query_key(query, key, same_width=False)
-    _check_value(query, key, value)
+    check_query_key_value(query, key, value, same_width=False)
     check_fraction("dropout", dropout)
     weights = attention_weights(query, key, mask, score=score, bias=bias, temperature=temperature)
     return (torch.dropout(weights, dropout, train=True) if dropout else weights) @ value
@@ -154,8 +153,7 @@ def attend(
     Source:
         Vaswani et al. (2017), equation 1; Dao et al. (2022) for the fused kernel. Chapter 04.
     """
-    check_query_key(query, key)
-    _check_value(query, key, value)
+    check_query_key_value(query, key, value)
     check_fraction("dropout", dropout)
     batch = broadcast(query.shape[:-2], key.shape[:-2], value.shape[:-2])
     full = (*batch, query.shape[-2], key.shape[-2])
@@ -173,7 +171,10 @@ def attend(
         # A row that allows nothing is opened for the kernel and set to zero afterwards, which
         # also stops its gradient, whatever this build of the kernel does with such rows.
         blocked = ~allowed.any(dim=-1, keepdim=True)  # (..., Tq, 1)
-        allowed = allowed | blocked
+        if _certainly_none(blocked):
+            blocked = None
+        else:
+            allowed = allowed | blocked
     extra = allowed
     if bias is not None:
         extra = bias if allowed is None else bias.masked_fill(~allowed, float("-inf"))
@@ -182,11 +183,13 @@ def attend(
         query,
         key,
         value,
-        attn_mask=None if extra is None else _four_dimensional(extra, batch),
+        attn_mask=None if extra is None else _for_kernel(extra, batch),
         dropout_p=dropout,
         is_causal=is_causal,
         scale=scale,
-    ).reshape(*batch, full[-2], value.shape[-1])
+    )
+    if len(batch) != 2:
+        output = output.reshape(*batch, full[-2], value.shape[-1])
     return output if blocked is None else output.masked_fill(blocked, 0)
 
 
@@ -194,33 +197,46 @@ def _four_dimensional(tensor: Tensor, batch: tuple[int, ...]) -> Tensor:
     """Bring (..., T, D) to the four dimensions for which PyTorch has its fast kernels."""
     if tensor.ndim == 4 and tensor.shape[:-2] == batch:
         return tensor
-    tensor = torch.atleast_2d(tensor)  # a mask or a bias may have fewer dimensions
     tensor = tensor.expand(*batch, *tensor.shape[-2:])
     if len(batch) == 2:
         return tensor
     return tensor.reshape(1, math.prod(batch), *tensor.shape[-2:])
 
 
+def _for_kernel(extra: Tensor, batch: tuple[int, ...]) -> Tensor:
+    """Give a mask or a bias four dimensions; what is the same for all heads is not copied."""
+    extra = torch.atleast_2d(extra)
+    if len(batch) == 2:
+        return extra[(None,) * (4 - extra.ndim)]
+    if math.prod(extra.shape[:-2]) == 1:
+        return extra.reshape(1, 1, *extra.shape[-2:])
+    return _four_dimensional(extra, batch)
+
+
+def _certainly_none(blocked: Tensor) -> bool:
+    """Whether no entry is True, where that is cheap to ask: not on a GPU, nor while tracing."""
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore
+    if tracing or blocked.device.type != "cpu":
+        return False
+    try:
+        return not blocked.any()
+    except RuntimeError:  # under vmap one tensor stands for many
+        return False
+
+
 def _dense_mask(mask: Mask | Tensor | None, full: tuple[int, ...], scores: Tensor) -> Tensor | None:
-    """Write a mask out for scores of shape ``full`` and check that it fits."""
+    """Write a mask out so that it broadcasts to scores of shape ``full``; check that it fits."""
     if mask is None:
         return None
-    dense = mask.dense(full[-2], full[-1], scores.device) if isinstance(mask, Mask) else mask
-    check_mask(dense, full, "(..., Tq, Tk)", scores)
-    return dense
+    if not isinstance(mask, Mask):
+        check_mask(mask, full, "(..., Tq, Tk)", scores)
+        return mask
+    allowed = mask.compact(full[-2], full[-1], scores.device)
+    check_mask(allowed.expand(*allowed.shape[:-2], *full[-2:]), full, "(..., Tq, Tk)", scores)
+    return allowed
 
 
 def _check_bias(bias: Tensor, full: tuple[int, ...], scores: Tensor) -> None:
     check_float("bias", bias, rank=0)
     check_like("bias", bias, "the scores", scores)
     check_broadcast("bias", bias, full, "(..., Tq, Tk)")
-
-
-def _check_value(query: Tensor, key: Tensor, value: Tensor) -> None:
-    check_float("value", value, rank=2)
-    check_like("value", value, "query", query)
-    if value.shape[-2] != key.shape[-2]:
-        raise ValueError(
-            f"value must have one row for each key, Tk = {key.shape[-2]}, got shape {shape(value)}"
-        )
-    check_batches(query=query, key=key, value=value)

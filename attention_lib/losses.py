@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
+from torch.nn.functional import log_softmax
 
 from attention_lib._checks import at_least_float32, check_float, check_fraction, shape
 
@@ -47,17 +48,15 @@ def cross_entropy(
     _check_targets(logits, targets)
     targets = targets.long()
     counted = targets != ignore_index
-    _check_range(targets[counted], logits.shape[-1], ignore_index)
-    wide = logits[counted].to(at_least_float32(logits.dtype))  # (M, V)
-    # A softmax does not change when its scores are shifted, and below 0 exp cannot overflow.
-    shifted = wide - wide.detach().amax(dim=-1, keepdim=True)
-    normaliser = shifted.exp().sum(dim=-1).log()  # -ln p of a token with shifted score 0
-    true = shifted.gather(-1, targets[counted][:, None])[:, 0]
-    surprise = normaliser - true
+    if not counted.all():  # taking rows out copies them, so it is left out where all count
+        logits, targets = logits[counted], targets[counted]  # (M, V) and (M,)
+    _check_range(targets, logits.shape[-1], ignore_index)
+    logs = log_softmax(logits.to(at_least_float32(logits.dtype)), dim=-1)  # ln p
+    surprise = -logs.gather(-1, targets[..., None])
     if label_smoothing > 0:  # otherwise a forbidden token, of score -inf, would count 0 times inf
-        spread = normaliser - shifted.mean(dim=-1)
+        spread = -logs.mean(dim=-1, keepdim=True)
         surprise = (1 - label_smoothing) * surprise + label_smoothing * spread
-    return (surprise.sum() / max(len(surprise), 1)).to(logits.dtype)
+    return (surprise.sum() / max(surprise.numel(), 1)).to(logits.dtype)
 
 
 def _check_targets(logits: Tensor, targets: Tensor) -> None:

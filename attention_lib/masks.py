@@ -24,6 +24,9 @@ class Mask:
         rule: Takes query positions (Tq, 1) and key positions (1, Tk) as integer tensors and returns
             a boolean tensor that broadcasts to (..., Tq, Tk).
         name: What the rule is called in error messages and figures.
+        interval: Where the keys that a query may attend to stand side by side, a function from
+            query positions (Tq,) to the first and the last such key, (Tq,) each; a last key before
+            the first means none. It says the same as the rule, and :meth:`tile` is quicker by it.
 
     Source:
         The idea of a composable predicate follows PyTorch's FlexAttention. Chapters 03 and 05.
@@ -31,6 +34,7 @@ class Mask:
 
     rule: Callable[[Tensor, Tensor], Tensor]
     name: str
+    interval: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
     def __and__(self, other: "Mask") -> "Mask":
         """Both rules must allow the pair."""
@@ -38,7 +42,9 @@ class Mask:
             return NotImplemented
         first, second = self.rule, other.rule
         return Mask(
-            lambda query, key: first(query, key) & second(query, key), f"{self.name} & {other.name}"
+            lambda query, key: first(query, key) & second(query, key),
+            f"{self.name} & {other.name}",
+            _intersection(self.interval, other.interval),
         )
 
     def dense(
@@ -58,12 +64,31 @@ class Mask:
             TypeError: If a length is not an integer.
             ValueError: If a length is negative.
         """
+        allowed = self.compact(query_length, key_length, device)
+        return allowed.expand(*allowed.shape[:-2], query_length, key_length)
+
+    def compact(
+        self, query_length: int, key_length: int, device: torch.device | str | None = None
+    ) -> Bool[Tensor, "... _ _"]:
+        """Write the rule out like :meth:`dense`, but not along positions that it does not look at.
+
+        Args:
+            query_length: As in :meth:`dense`.
+            key_length: As in :meth:`dense`.
+            device: As in :meth:`dense`.
+
+        Returns:
+            True where the query may attend; broadcasts to (..., Tq, Tk).
+
+        Raises:
+            TypeError: As :meth:`dense`.
+            ValueError: As :meth:`dense`.
+        """
         check_count("query_length", query_length, least=0)
         check_count("key_length", key_length, least=0)
         key = torch.arange(key_length, device=device)
         query = torch.arange(query_length, device=device) + (key_length - query_length)
-        allowed = self.rule(query[:, None], key[None, :])
-        return allowed.expand(*allowed.shape[:-2], query_length, key_length)
+        return self.rule(query[:, None], key[None, :])
 
     def tile(self, queries: range, keys: range) -> Literal["full", "partial", "empty"]:
         """Say whether the rule allows all, some or none of the pairs of a rectangle.
@@ -88,16 +113,37 @@ class Mask:
                 raise ValueError(f"{name} must be a range of step 1, got step {positions.step}")
         if not queries or not keys:
             return "empty"
-        query = torch.arange(queries.start, queries.stop)[:, None]
-        key = torch.arange(keys.start, keys.stop)[None, :]
-        allowed = self.rule(query, key)
-        if allowed.all():
+        query = torch.arange(queries.start, queries.stop)
+        if self.interval is not None:  # two numbers a query instead of one a pair
+            first, last = self.interval(query)
+            whole = (first <= keys[0]) & (last >= keys[-1])
+            some = (first <= last) & (first <= keys[-1]) & (last >= keys[0])
+        else:
+            whole = some = self.rule(query[:, None], torch.arange(keys.start, keys.stop)[None, :])
+        if whole.all():
             return "full"
-        return "partial" if allowed.any() else "empty"
+        return "partial" if some.any() else "empty"
+
+
+def _intersection(
+    first: Callable[[Tensor], tuple[Tensor, Tensor]] | None,
+    second: Callable[[Tensor], tuple[Tensor, Tensor]] | None,
+) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
+    """The interval of two masks together; the common part of two intervals is one again."""
+    if first is None or second is None:
+        return None
+
+    def common(query: Tensor) -> tuple[Tensor, Tensor]:
+        (start, end), (other_start, other_end) = first(query), second(query)
+        return torch.maximum(start, other_start), torch.minimum(end, other_end)
+
+    return common
 
 
 # One object, so that attend() can recognise it and use PyTorch's own causal path.
-_CAUSAL = Mask(lambda query, key: key <= query, "causal")
+_CAUSAL = Mask(
+    lambda query, key: key <= query, "causal", lambda query: (torch.zeros_like(query), query)
+)
 
 
 def causal() -> Mask:
@@ -166,6 +212,7 @@ def sliding_window(before: int, after: int = 0) -> Mask:
     return Mask(
         lambda query, key: (key >= query - before) & (key <= query + after),
         f"window({before}, {after})",
+        lambda query: (query - before, query + after),
     )
 
 

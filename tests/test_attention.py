@@ -9,13 +9,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import BATCH, DK, DTYPES, DV, HIDDEN, TK, TQ, D, assert_matches, masks, normal, random
+from torch import Tensor
 from torch.autograd.functional import jacobian
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
 import attention_lib as lib
-from attention_lib import attend, attend_explicit, attention_weights, causal, padding
+from attention_lib import (
+    attend,
+    attend_explicit,
+    attention_weights,
+    causal,
+    padding,
+    sliding_window,
+)
+from attention_lib.attention import _certainly_none
 
 PATHS = pytest.mark.parametrize("path", [attend_explicit, attend], ids=["explicit", "fused"])
 DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -259,6 +268,69 @@ def test_the_kernel_never_gets_a_row_that_allows_nothing(kernel_calls, generator
     table, bias = (named["attn_mask"] for _, named in kernel_calls)
     assert torch.equal(table.any(dim=-1), torch.ones(1, BATCH, TQ, dtype=torch.bool))
     assert torch.equal(bias.isfinite(), table)
+
+
+@pytest.mark.parametrize(
+    ("batch", "mask", "expected"),
+    [
+        ((2, 3), sliding_window(1), (1, 1, TQ, TK)),
+        ((2, 3), padding(torch.tensor([[4], [3]])), (2, 1, 1, TK)),
+        ((2, 3), torch.ones(3, 1, 1).bool(), (1, 3, 1, 1)),
+        ((2,), sliding_window(1), (1, 1, TQ, TK)),
+        ((2,), padding(torch.tensor([4, 3])), (1, 2, 1, TK)),
+        ((2,), torch.ones(1, 1, TK).bool(), (1, 1, 1, TK)),
+        ((), torch.ones(TK).bool(), (1, 1, 1, TK)),
+        ((2, 3, 2), sliding_window(1), (1, 1, TQ, TK)),
+        ((2, 3, 2), torch.ones(3, 1, 1, TK).bool(), (1, 12, 1, TK)),
+    ],
+)
+@pytest.mark.parametrize("biased", [False, True], ids=["", "bias"])
+def test_what_is_the_same_for_many_is_written_out_once(
+    biased, batch, mask, expected, kernel_calls, generator
+):
+    bias = torch.zeros(()).double() if biased else None
+    inputs = _inputs(generator, batch=batch)
+    output = attend(*inputs, mask, bias=bias)
+    assert kernel_calls[0][1]["attn_mask"].shape == expected
+    assert_close(output, attend_explicit(*inputs, mask, bias=bias))
+
+
+def test_rows_are_opened_only_where_some_row_allows_nothing(generator, monkeypatch):
+    cleared = []
+    monkeypatch.setattr(Tensor, "masked_fill", lambda *given: cleared.append(given) or given[0])
+    inputs = _inputs(generator)
+    attend(*inputs, TABLE.logical_not() | True)
+    assert not cleared
+    attend(*inputs, TABLE)
+    assert [given[1].shape for given in cleared] == [(BATCH, TQ, 1)]
+
+
+@pytest.mark.hostile
+@pytest.mark.usefixtures("no_shape_hook")
+@pytest.mark.filterwarnings("ignore")  # of the tracer, and of vmap on the kernel's speed
+def test_no_answer_on_one_mask_is_taken_for_the_next_where_calls_are_recorded(generator):
+    query, key, value = _inputs(generator)
+    whole, broken = torch.ones_like(TABLE), TABLE
+    expected = attend(query, key, value, broken)
+    traced = torch.jit.trace(lambda mask: attend(query, key, value, mask), (whole,))
+    assert_close(traced(broken), expected)
+    assert "masked_fill" in str(traced.graph)
+    compiled = torch.compile(
+        lambda mask: attend(query, key, value, mask), backend="eager", fullgraph=True
+    )
+    compiled(whole)
+    assert_close(compiled(broken), expected)
+    many = torch.vmap(lambda mask: attend(query, key, value, mask))(torch.stack([whole, broken]))
+    assert_close(many[1], expected)
+
+
+def test_whether_rows_are_blocked_is_asked_only_where_there_is_one_cheap_answer():
+    assert _certainly_none(torch.tensor([False, False]))
+    assert not _certainly_none(torch.tensor([False, True]))
+    assert not _certainly_none(torch.empty(2, dtype=torch.bool, device="meta"))
+    found = []
+    torch.vmap(lambda one: found.append(_certainly_none(one)) or one)(torch.zeros(2, 3).bool())
+    assert found == [False]
 
 
 def test_square_causal_attention_writes_no_mask_out(kernel_calls, generator):

@@ -5,7 +5,8 @@ from copy import deepcopy
 import pytest
 import torch
 from oracle import random
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.testing import assert_close
 
 from attention_lib import EncoderBlock, GatedFeedForward, MultiHeadAttention, PreNorm
@@ -99,3 +100,129 @@ def test_a_block_with_joined_projections_is_the_same_block(generator, monkeypatc
         sizes = _counted(monkeypatch)
         assert_close(block(x), expected)
     assert sizes == [12 + 4 + 4, 12, 17 + 17, 12]
+
+
+# --- many rows: side by side for one call, with gradients ----------------------------------------
+
+ENOUGH = WIDTH + 1  # rows; no more than the width are not worth a copy of the weights
+
+
+def _biased(sizes=SIZES, **kind) -> list[nn.Linear]:
+    torch.manual_seed(0)
+    return [nn.Linear(WIDTH, size, **kind).double() for size in sizes]
+
+
+def _with_gradients(call, x, layers) -> list[torch.Tensor]:
+    """Outputs, then the gradients of the input and of every parameter."""
+    x = x.clone().requires_grad_()
+    outputs = call(x, layers)
+    parameters = [p for layer in layers for p in layer.parameters()]
+    powers = sum((index + 1) * y.pow(index + 2).sum() for index, y in enumerate(outputs))
+    return [*outputs, *torch.autograd.grad(powers, [x, *parameters])]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(("rows", "products"), [(WIDTH, len(SIZES)), (ENOUGH, 1)])
+def test_many_rows_go_through_one_product(rows, products, grad, bias, generator, monkeypatch):
+    layers, x = _biased(bias=bias), random(generator, rows, WIDTH)
+    sizes = _counted(monkeypatch)
+    with torch.set_grad_enabled(grad):
+        project(x, layers)
+    assert sizes == ([sum(SIZES)] if products == 1 else list(SIZES))
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(ENOUGH,), (2, 5), (11, 1, 2)], ids=str)
+def test_one_product_gives_the_outputs_and_all_gradients_of_several(shape, bias, generator):
+    layers, x = _biased(bias=bias), random(generator, *shape, WIDTH)
+    apart = _with_gradients(lambda x, layers: [layer(x) for layer in layers], x, layers)
+    found = _with_gradients(project, x, layers)
+    for ours, theirs in zip(found, apart, strict=True):
+        assert_close(ours, theirs)
+
+
+class Doubled(nn.Linear):
+    """A layer that does something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Double(nn.Module):
+    """A parametrisation."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+class Special(Tensor):
+    """A kind of tensor that may do anything."""
+
+
+def _own_forward(layer: nn.Linear) -> None:
+    forward = layer.forward
+    layer.forward = lambda x: 2 * forward(x)
+
+
+def _unbiased(layer: nn.Linear) -> None:
+    layer.bias = None
+
+
+def _special(layer: nn.Linear) -> None:
+    weight = layer.weight.detach().as_subclass(Special)
+    del layer.weight
+    layer.weight = weight
+
+
+CHANGES = {
+    "subclass": lambda layer: setattr(layer, "__class__", Doubled),
+    "parametrisation": lambda layer: parametrize.register_parametrization(
+        layer, "weight", Double()
+    ),
+    "hook": lambda layer: layer.register_forward_hook(lambda module, given, y: 2 * y),
+    "hook before": lambda layer: layer.register_forward_pre_hook(lambda module, x: (2 * x[0],)),
+    "hook after the gradient": lambda layer: layer.register_full_backward_hook(
+        lambda module, x, y: (2 * x[0],)
+    ),
+    "hook before the gradient": lambda layer: layer.register_full_backward_pre_hook(
+        lambda module, y: (2 * y[0],)
+    ),
+    "forward of its own": _own_forward,
+    "no bias": _unbiased,
+    "weight of a special kind": _special,
+}
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("index", range(len(SIZES)))
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_layer_that_may_do_something_else_is_left_to_itself(name, index, generator, monkeypatch):
+    layers, x = _biased(), random(generator, ENOUGH, WIDTH).requires_grad_()
+    CHANGES[name](layers[index])
+    expected = [layer(x) for layer in layers]
+    (gradient,) = torch.autograd.grad(sum(y.sum() for y in expected), x)
+    sizes = _counted(monkeypatch)
+    found = project(x, layers)
+    assert sizes == list(SIZES)
+    assert all(map(torch.equal, found, expected))
+    assert torch.equal(torch.autograd.grad(sum(y.sum() for y in found), x)[0], gradient)
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("change", [lambda layer: layer.float(), lambda layer: layer.to("meta")])
+def test_layers_of_another_dtype_or_device_are_asked_and_say_what_is_wrong(change, generator):
+    layers = _biased()
+    change(layers[1])
+    with pytest.raises(RuntimeError) as one_by_one:
+        layers[1](random(generator, ENOUGH, WIDTH))
+    with pytest.raises(RuntimeError) as together:
+        project(random(generator, ENOUGH, WIDTH), layers)
+    assert str(together.value) == str(one_by_one.value)
+
+
+@pytest.mark.hostile
+def test_an_empty_batch_is_projected(generator):
+    shapes = [y.shape for y in project(random(generator, 0, 5, WIDTH), _biased())]
+    assert shapes == [(0, 5, size) for size in SIZES]

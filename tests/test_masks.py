@@ -16,6 +16,7 @@ RULES = [
     causal(),
     padding(torch.tensor(3)),
     sliding_window(1, 2),
+    sliding_window(3, 1) & causal(),
     prefix(torch.tensor(2)),
     document(torch.tensor([0, 0, 1, 0, 2, 2, 1])),
     Mask(lambda query, key: key % 2 == 0, "even keys"),
@@ -110,6 +111,20 @@ def test_and_with_something_else_is_a_type_error():
 def test_a_mask_cannot_be_changed():
     with pytest.raises(AttributeError, match="name"):
         causal().name = "other"
+
+
+def test_compact_is_dense_without_the_positions_that_the_rule_does_not_look_at():
+    lengths = torch.tensor([4, 2])
+    for mask, expected in [
+        (causal(), (TQ, TK)),
+        (padding(lengths), (BATCH, 1, TK)),
+        (causal() & padding(lengths), (BATCH, TQ, TK)),
+        (Mask(lambda query, key: query > 2, "late queries"), (TQ, 1)),
+    ]:
+        found, dense = mask.compact(TQ, TK), mask.dense(TQ, TK)
+        assert found.shape == expected
+        assert torch.equal(found.expand_as(dense), dense)
+    assert causal().compact(TQ, TK, "meta").device.type == "meta"
 
 
 def test_dense_is_made_on_the_device_that_is_asked_for():
@@ -250,6 +265,41 @@ def test_a_tile_of_a_batch_is_full_only_if_it_is_for_every_sequence():
     mask = padding(torch.tensor([1, 3]))
     kinds = [mask.tile(range(2), range(j, j + 1)) for j in (0, 1, 3)]
     assert kinds == ["full", "partial", "empty"]
+
+
+@pytest.mark.parametrize(
+    "mask", [causal(), sliding_window(2, 1), causal() & sliding_window(4, 3)], ids=lambda m: m.name
+)
+def test_an_interval_says_what_the_rule_says(mask):
+    first, last = mask.interval(torch.arange(9))
+    key = torch.arange(9)
+    inside = (first[:, None] <= key) & (key <= last[:, None])
+    assert inside.equal(mask.dense(9, 9))
+
+
+def test_a_tile_asks_the_interval_and_not_the_rule():
+    asked = []
+
+    def rule(query, key):
+        asked.append((query, key))
+        return key <= query
+
+    mask = Mask(rule, "slow", causal().interval) & sliding_window(2)
+    columns = (range(5, 7), range(4, 6), range(7, 9), range(0, 4))
+    kinds = [mask.tile(range(6, 8), keys) for keys in columns]
+    assert kinds == ["full", "partial", "partial", "empty"]
+    assert not asked
+
+
+def test_with_a_mask_that_has_no_interval_there_is_none():
+    odd = Mask(lambda query, key: key % 2 == 1, "odd")
+    assert (odd & causal()).interval is None
+    assert (causal() & odd).interval is None
+
+
+def test_an_interval_that_ends_before_it_begins_is_empty():
+    nothing = Mask(lambda query, key: key < key, "nothing", lambda query: (query + 1, query))
+    assert nothing.tile(range(3), range(9)) == "empty"
 
 
 def test_a_tile_far_away_costs_nothing():
