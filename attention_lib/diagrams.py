@@ -239,6 +239,27 @@ def third_map() -> Diagram:
     )
 
 
+def fourth_map() -> Diagram:
+    """The chapters of part IV and the question each answers.
+
+    Returns:
+        The diagram.
+
+    Source:
+        Front page.
+    """
+    return _column(
+        "The chapters of part IV, from the cost of attention to its approximations",
+        (
+            ("15 · Cost", "what attention costs, and where", "data"),
+            ("16 · Tiled", "exact, and never the whole matrix", "step"),
+            ("17 · Cache", "write without reading again", "step"),
+            ("18 · Approximate", "pay less, lose something", "result"),
+        ),
+        ("save memory", "save repeated work", "compute less"),
+    )
+
+
 def _column(
     description: str, chapters: tuple[tuple[str, str, str], ...], links: tuple[str, ...]
 ) -> Diagram:

@@ -71,11 +71,16 @@ def merge_heads(x: Float[Tensor, "... H T Dh"]) -> Float[Tensor, "... T D"]:
 class KVCache:
     """Keys and values of the positions seen so far, for one layer.
 
-    The only object of the library that changes: each call with new positions appends to it.
+    The only object of the library that changes: each call with new positions appends to it. Its
+    memory is as long as what it holds, so that each call also copies all that came before;
+    :mod:`attention_lib.efficient.caches` has kinds that do not.
 
     Raises:
-        TypeError: From ``extended`` and ``append``, if the dtype is not that of the cached keys.
-        ValueError: From both, if a shape other than the length, or the device, is not theirs.
+        TypeError: From ``extended`` and ``append``, if a dtype is not that of what is stored; from
+            ``truncate``, if the length is not an integer.
+        ValueError: From ``extended`` and ``append``, if a shape other than the length, or the
+            device, is not that of what is stored; from ``truncate``, if the length is negative or
+            above that of the cache.
 
     Source:
         Shazeer (2019), section 2.4, for incremental inference. Chapters 07 and 17.
@@ -84,30 +89,43 @@ class KVCache:
     def __init__(self) -> None:
         self.key: Tensor | None = None
         self.value: Tensor | None = None
+        self.copied = 0  # bytes of earlier keys and values that appending has copied
 
     def __len__(self) -> int:
+        """How many positions were seen; the position of the next one."""
         return 0 if self.key is None else self.key.shape[-2]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that are set aside for keys and values."""
+        return sum(x.nbytes for x in (self.key, self.value) if x is not None)
+
+    def visible(
+        self, mask: Mask | Bool[Tensor, "..."] | None, new: int
+    ) -> Mask | Bool[Tensor, "..."] | None:
+        """Return the mask for the keys that appending ``new`` positions will return.
+
+        This cache returns the keys of all positions, so a mask over positions stays as it is.
+        """
+        return mask
+
     def extended(
-        self, key: Float[Tensor, "... T Dh"], value: Float[Tensor, "... T Dh"]
-    ) -> tuple[Float[Tensor, "... Tk Dh"], Float[Tensor, "... Tk Dh"]]:
+        self, key: Float[Tensor, "... T Dh"], value: Float[Tensor, "... T Dv"]
+    ) -> tuple[Float[Tensor, "... Tk Dh"], Float[Tensor, "... Tk Dv"]]:
         """Return the stored keys and values followed by new ones, and store nothing."""
         if self.key is None or self.value is None:
             return key, value
-        check_like("key", key, "the cached keys", self.key)
-        if key.shape[:-2] != self.key.shape[:-2] or key.shape[-1] != self.key.shape[-1]:
-            raise ValueError(
-                f"key must fit the cached keys {shape(self.key)} in all but the length, "
-                f"got {shape(key)}"
-            )
+        self._check_fits(key, value)
         return torch.cat([self.key, key], dim=-2), torch.cat([self.value, value], dim=-2)
 
     def append(
-        self, key: Float[Tensor, "... T Dh"], value: Float[Tensor, "... T Dh"]
-    ) -> tuple[Float[Tensor, "... Tk Dh"], Float[Tensor, "... Tk Dh"]]:
+        self, key: Float[Tensor, "... T Dh"], value: Float[Tensor, "... T Dv"]
+    ) -> tuple[Float[Tensor, "... Tk Dh"], Float[Tensor, "... Tk Dv"]]:
         """Store new keys and values after the old ones and return them all."""
-        self.key, self.value = self.extended(key, value)
-        return self.key, self.value
+        longer = self.extended(key, value)
+        self.copied += self.nbytes
+        self.key, self.value = longer
+        return longer
 
     def select(self, rows: Tensor) -> "KVCache":
         """Return a cache of the given batch rows, as beam search needs."""
@@ -115,6 +133,29 @@ class KVCache:
         if self.key is not None and self.value is not None:
             chosen.key, chosen.value = self.key[rows], self.value[rows]
         return chosen
+
+    def truncate(self, length: int) -> None:
+        """Forget all positions from ``length`` on, as speculative decoding needs."""
+        self._check_truncation(length)
+        if self.key is not None and self.value is not None:
+            self.key, self.value = self.key[..., :length, :], self.value[..., :length, :]
+
+    def _check_fits(self, key: Tensor, value: Tensor) -> None:
+        """Require new keys and values that differ from the stored ones in the length only."""
+        for name, new, stored in (("key", key, self.key), ("value", value, self.value)):
+            if stored is None:
+                continue
+            check_like(name, new, f"the cached {name}s", stored)
+            if new.shape[:-2] != stored.shape[:-2] or new.shape[-1] != stored.shape[-1]:
+                raise ValueError(
+                    f"{name} must fit the cached {name}s {shape(stored)} in all but the length, "
+                    f"got {shape(new)}"
+                )
+
+    def _check_truncation(self, length: int) -> None:
+        check_count("length", length, least=0)
+        if length > len(self):
+            raise ValueError(f"length must be at most that of the cache, {len(self)}, got {length}")
 
 
 class MultiHeadAttention(nn.Module):
@@ -198,6 +239,7 @@ class MultiHeadAttention(nn.Module):
         offset = 0 if cache is None else len(cache)
         q, k, v = self._project(query, key, value, offset, cache)
         if cache is not None:
+            mask = cache.visible(mask, q.shape[-2])
             k, v = cache.append(k, v)
         mask, bias = self._per_head(mask, q, k), self._bias(q, k, offset)
         dropout = self.dropout if self.training else 0.0
@@ -235,6 +277,7 @@ class MultiHeadAttention(nn.Module):
         offset = 0 if cache is None else len(cache)
         q, k, v = self._project(query, key, None, offset, cache)
         if cache is not None:
+            mask = cache.visible(mask, q.shape[-2])
             k, _ = cache.extended(k, v)
         mask, bias = self._per_head(mask, q, k), self._bias(q, k, offset)
         return attention_weights(q, self._share(k), mask, bias=bias)
@@ -282,7 +325,14 @@ class MultiHeadAttention(nn.Module):
         if self.position is None:
             return None
         bias = self.position.bias(q.shape[-2], k.shape[-2], offset)
-        return None if bias is None else bias.to(q.dtype)
+        if bias is None:
+            return None
+        if k.shape[-2] < offset + q.shape[-2]:
+            raise ValueError(
+                f"cache must keep all {offset + q.shape[-2]} positions where a position adds a "
+                f"bias, which counts keys from 0, got {k.shape[-2]} keys"
+            )
+        return bias.to(q.dtype)
 
     def _share(self, x: Tensor) -> Tensor:
         """Give each query head its key or value head: (..., Hkv, T, Dh) to (..., H, T, Dh)."""

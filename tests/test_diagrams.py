@@ -9,11 +9,13 @@ from attention_lib.diagrams import (
     Diagram,
     attention_diagram,
     book_map,
+    fourth_map,
     multi_head_diagram,
     second_map,
+    third_map,
 )
 
-DRAWINGS = [attention_diagram, multi_head_diagram, book_map, second_map]
+DRAWINGS = [attention_diagram, multi_head_diagram, book_map, second_map, third_map, fourth_map]
 
 
 @pytest.mark.parametrize("draw", DRAWINGS)

@@ -33,6 +33,7 @@ LAYERS = [
     "training",
     "decoding",
     "sampling",
+    "efficient",
     "models",
     "exercises",
     "diagrams",

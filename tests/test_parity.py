@@ -4,13 +4,14 @@
 """
 
 import parity_cases
+import parity_efficient
 import parity_models
 import pytest
 import torch
 from parity import PAGE, rows_of, shown
 from parity_cases import Case
 
-CASES = parity_cases.CASES + parity_models.CASES
+CASES = parity_cases.CASES + parity_efficient.CASES + parity_models.CASES
 IDS = ["-".join(case.row()) for case in CASES]
 
 

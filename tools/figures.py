@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
-from attention_lib.diagrams import book_map, second_map, third_map
+from attention_lib.diagrams import book_map, fourth_map, second_map, third_map
 
-FIGURES = {"map.svg": book_map, "map2.svg": second_map, "map3.svg": third_map}
+FIGURES = {
+    "map.svg": book_map,
+    "map2.svg": second_map,
+    "map3.svg": third_map,
+    "map4.svg": fourth_map,
+}
 FOLDER = Path(__file__).resolve().parent.parent / "_static"
 
 

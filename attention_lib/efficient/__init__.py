@@ -1,0 +1,1 @@
+"""Attention that costs less: exact methods, caches and approximations. Chapters 15 to 18."""
