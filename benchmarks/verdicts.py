@@ -1,0 +1,165 @@
+"""The table of targets: what was aimed at, what each run found, and whether that is enough."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from words import Records, Row, pairs, ratio, seconds, table
+
+
+class Target(NamedTuple):
+    """One line of the table of targets: what each run found, as text, and whether it is enough."""
+
+    what: str
+    target: str
+    found: list[str]
+    met: str
+
+
+def judge(values: list[float], most: float, lows: list[float] | None = None) -> str:
+    """Whether all runs stay below a limit, themselves or with the lower end of their interval."""
+    if max(values) <= most:
+        return "met"
+    if lows is not None and max(lows) <= most:
+        return "within noise"
+    return "**missed**"
+
+
+def geometric(rows: list[Row]) -> float:
+    """Geometric mean of the ratios."""
+    return math.exp(statistics.mean(math.log(row["ratio"]["median"]) for row in rows))
+
+
+def modules(records: Records, group: str, what: str) -> Iterator[Target]:
+    """Mean and worst row of a module against its fastest peers."""
+    runs = records[group]
+    for backward in sorted({row["backward"] for row in runs[0]["rows"]}):
+        chosen = [[row for row in run["rows"] if row["backward"] == backward] for run in runs]
+        means = [geometric(rows) for rows in chosen]
+        worst = [max(rows, key=lambda row: row["ratio"]["median"])["ratio"] for rows in chosen]
+        direction = "forward + backward" if backward else "forward"
+        yield Target(
+            f"{what}, {direction}: geometric mean of the rows", "at most 1.00",
+            [f"{mean:.2f}" for mean in means], judge([round(mean, 2) for mean in means], 1.00),
+        )  # fmt: skip
+        yield Target(
+            f"{what}, {direction}: worst row", "at most 1.05", [ratio(one) for one in worst],
+            judge([one["median"] for one in worst], 1.05, [one["from"] for one in worst]),
+        )  # fmt: skip
+
+
+def plain(records: Records) -> Iterator[Target]:
+    """attend() against the bare kernel."""
+    chosen = [[row for row in run["rows"] if row["target"]] for run in records["attend"]]
+    means = [geometric(rows) for rows in chosen]
+    worst = [max(rows, key=lambda row: row["ratio"]["median"])["ratio"] for rows in chosen]
+    yield Target(
+        "`attend` against bare SDPA: geometric mean", "at most 1.02",
+        [f"{mean:.2f}" for mean in means], judge([round(mean, 2) for mean in means], 1.02),
+    )  # fmt: skip
+    yield Target(
+        "`attend` against bare SDPA: worst row", "at most 1.02", [ratio(one) for one in worst],
+        judge([one["median"] for one in worst], 1.02, [one["from"] for one in worst]),
+    )  # fmt: skip
+
+
+def tiled(records: Records) -> Iterator[Target]:
+    """Memory and time of tiled attention."""
+    rows = pairs(records["tiled"])
+    length = rows[0][0]["shape"][1]
+    for some in rows:
+        first = some[0]
+        most = (2.0 if first["backward"] else 1.5) if not first["causal"] else 1.7
+        if first["backward"]:
+            most = 2.0
+        name = ("causal, " if first["causal"] else "") + (
+            "forward + backward" if first["backward"] else "forward"
+        )
+        yield Target(
+            f"tiled, length {length:,}, {name}: time of SDPA", f"at most {most:.1f}",
+            [ratio(row["ratio"]) for row in some],
+            judge([r["ratio"]["median"] for r in some], most, [r["ratio"]["from"] for r in some]),
+        )  # fmt: skip
+        parts = [row["bytes"] / row["explicit"]["bytes"] for row in some]
+        yield Target(
+            f"tiled, {name}: memory of the explicit path", "at most 5 %",
+            [f"{part:.2%}" for part in parts], judge(parts, 0.05),
+        )  # fmt: skip
+
+
+def at_least(
+    records: Records, group: str, what: Callable[[Row], str], times: int
+) -> Iterator[Target]:
+    """Something that must be so many times faster."""
+    for some in pairs(records[group]):
+        if some[0]["target"]:
+            found = [1 / row["ratio"]["median"] for row in some]
+            met = min(found) >= times
+            texts = [f"{value:.0f}" for value in found]
+            yield Target(
+                what(some[0]), f"at least {times} times", texts, "met" if met else "**missed**"
+            )
+
+
+def window(row: Row) -> str:
+    """What the target of the sliding window is called."""
+    return f"sliding window of {row['window']} at length {row['shape'][1]:,}: faster than full SDPA"
+
+
+def decoding(row: Row) -> str:
+    """What the target of decoding is called."""
+    return f"one token from a cache of {row['cached']:,}, {row['model']}: faster than recomputing"
+
+
+def training(records: Records) -> Iterator[Target]:
+    """The training step."""
+    for some in pairs(records["training"]):
+        if some[0]["target"]:
+            yield Target(
+                "training step of the GPT of chapter 11 against a plain GPT", "at most 0.90",
+                [ratio(row["ratio"]) for row in some],
+                judge([r["ratio"]["median"] for r in some], 0.9),
+            )  # fmt: skip
+
+
+def importing(records: Records) -> Iterator[Target]:
+    """The import."""
+    found = [row["seconds"]["median"] for (row,) in (run["rows"] for run in records["importing"])]
+    yield Target(
+        "importing `attention_lib` on top of torch", "below 0.2 s",
+        [seconds(value) for value in found], judge(found, 0.2),
+    )  # fmt: skip
+
+
+TARGETS: tuple[tuple[str, Callable[[Records], Iterator[Target]]], ...] = (
+    ("attention", lambda records: modules(records, "attention", "`MultiHeadAttention`")),
+    ("block", lambda records: modules(records, "block", "encoder block")),
+    ("attend", plain),
+    ("tiled", tiled),
+    ("window", lambda records: at_least(records, "window", window, 10)),
+    ("decoding", lambda records: at_least(records, "decoding", decoding, 100)),
+    ("training", training),
+    ("importing", importing),
+)  # fmt: skip
+
+
+def kernels(runs: list[dict[str, Any]]) -> Iterator[Target]:
+    """The Triton kernels against PyTorch's, the slowest of all rows."""
+    for what, least in (("forward", 0.8), ("forward and backward", 0.7)):
+        name = f"Triton kernel on a GPU, {what}: speed of PyTorch's, worst row"
+        rows = [[row for row in run["rows"] if row["what"] == what] for run in runs]
+        found = [min(row["speed"] for row in some) for some in rows]
+        met = "not measured" if not found else "met" if min(found) >= least else "**missed**"
+        yield Target(name, f"at least {least}", [f"{value:.2f}" for value in found], met)
+
+
+def targets(records: Records, gpu: list[dict[str, Any]]) -> str:
+    """The table of targets."""
+    found = [line for group, make in TARGETS if group in records for line in make(records)]
+    found += kernels(gpu)
+    rows = [[line.what, line.target, *line.found, line.met] for line in found]
+    runs = max(len(line.found) for line in found)
+    rows = [[*row[:-1], *[""] * (runs + 3 - len(row)), row[-1]] for row in rows]
+    head = ["what", "target", *(f"run {number + 1}" for number in range(runs)), "verdict"]
+    return table(head, rows)
