@@ -90,6 +90,18 @@ characters: data  ## train the character models that the log lacks, print the ta
 results: data  ## what the trained models reach beside the targets, write chapters/results.md
 	$(BIN)/python tools/results.py
 
+.PHONY: benchmarks
+benchmarks: data  ## the library beside its peers in two undisturbed runs, about an hour each; writes chapters/benchmarks.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[benchmarks]"
+	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py --page
+
+.PHONY: triton
+triton: $(STAMP)  ## test the GPU kernels on the CPU, in Triton's interpreter (Linux)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[gpu]"
+	$(BIN)/pytest tests/test_triton.py -rs
+
 .PHONY: status
 status: data  ## run each notebook by itself, write its CPU time and memory to chapters/status.md
 	$(BIN)/python tools/status.py $(NB)
