@@ -36,7 +36,8 @@ HOW = """\
   parameters.
 - Noise: the same code of ours stands in each round a second time. {noise}
 - A target is met within the noise if the interval that holds the median of the ratios with 95 %
-  confidence (from resampling the rounds) reaches down to it. Every run must meet it.
+  confidence (from resampling the rounds) reaches down to it. Every run must meet it. What stands
+  behind ± is half such an interval of a geometric mean, made from those of its rows.
 - Memory is what PyTorch's allocator hands out at most at one time during the call, inputs not
   counted.
 

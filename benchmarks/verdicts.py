@@ -26,9 +26,26 @@ def judge(values: list[float], most: float, lows: list[float] | None = None) -> 
     return "**missed**"
 
 
-def geometric(rows: list[Row]) -> float:
-    """Geometric mean of the ratios."""
-    return math.exp(statistics.mean(math.log(row["ratio"]["median"]) for row in rows))
+def geometric(rows: list[Row]) -> tuple[float, float]:
+    """Geometric mean of the ratios, and half the width of its 95 % interval.
+
+    The rows are timed one after another, so their errors are independent; that of a row is taken
+    from the 95 % interval of its median, and the errors of the logarithms add up in squares.
+    """
+    mean = math.exp(statistics.mean(math.log(row["ratio"]["median"]) for row in rows))
+    halves = [math.log(row["ratio"]["to"] / row["ratio"]["from"]) / 2 for row in rows]
+    return mean, mean * math.hypot(*halves) / len(rows)
+
+
+def mean_target(what: str, limit: float, runs: list[list[Row]]) -> Target:
+    """The line of a geometric mean."""
+    means = [geometric(rows) for rows in runs]
+    return Target(
+        f"{what}: geometric mean of the rows",
+        f"at most {limit:.2f}",
+        [f"{mean:.2f} ± {half:.2f}" for mean, half in means],
+        judge([round(mean, 2) for mean, _ in means], limit, [mean - half for mean, half in means]),
+    )
 
 
 def modules(records: Records, group: str, what: str) -> Iterator[Target]:
@@ -36,13 +53,9 @@ def modules(records: Records, group: str, what: str) -> Iterator[Target]:
     runs = records[group]
     for backward in sorted({row["backward"] for row in runs[0]["rows"]}):
         chosen = [[row for row in run["rows"] if row["backward"] == backward] for run in runs]
-        means = [geometric(rows) for rows in chosen]
         worst = [max(rows, key=lambda row: row["ratio"]["median"])["ratio"] for rows in chosen]
         direction = "forward + backward" if backward else "forward"
-        yield Target(
-            f"{what}, {direction}: geometric mean of the rows", "at most 1.00",
-            [f"{mean:.2f}" for mean in means], judge([round(mean, 2) for mean in means], 1.00),
-        )  # fmt: skip
+        yield mean_target(f"{what}, {direction}", 1.00, chosen)
         yield Target(
             f"{what}, {direction}: worst row", "at most 1.05", [ratio(one) for one in worst],
             judge([one["median"] for one in worst], 1.05, [one["from"] for one in worst]),
@@ -52,12 +65,8 @@ def modules(records: Records, group: str, what: str) -> Iterator[Target]:
 def plain(records: Records) -> Iterator[Target]:
     """attend() against the bare kernel."""
     chosen = [[row for row in run["rows"] if row["target"]] for run in records["attend"]]
-    means = [geometric(rows) for rows in chosen]
     worst = [max(rows, key=lambda row: row["ratio"]["median"])["ratio"] for rows in chosen]
-    yield Target(
-        "`attend` against bare SDPA: geometric mean", "at most 1.02",
-        [f"{mean:.2f}" for mean in means], judge([round(mean, 2) for mean in means], 1.02),
-    )  # fmt: skip
+    yield mean_target("`attend` against bare SDPA", 1.02, chosen)
     yield Target(
         "`attend` against bare SDPA: worst row", "at most 1.02", [ratio(one) for one in worst],
         judge([one["median"] for one in worst], 1.02, [one["from"] for one in worst]),

@@ -139,7 +139,7 @@ def _run(rows):
 
 
 def _row(median, **case):
-    ends = {"low": median - 0.1, "high": median + 0.1, "from": median - 0.06}
+    ends = {"low": median - 0.1, "high": median + 0.1, "from": median - 0.06, "to": median + 0.06}
     return {"ratio": {"median": median, **ends}, **case}
 
 
@@ -155,9 +155,19 @@ def test_a_module_has_its_mean_and_its_worst_row_of_each_direction():
         "M, forward + backward: geometric mean of the rows",
         "M, forward + backward: worst row",
     ]
-    assert found[0].found == ["1.00", "0.98"]
+    assert found[0].found == ["1.00 ± 0.06", "0.98 ± 0.04"]
     assert found[1].found == ["2.00 (1.90–2.10)", "1.20 (1.10–1.30)"]
     assert [line.met for line in found] == ["met", "**missed**", "**missed**", "within noise"]
+
+
+def test_the_interval_of_a_mean_shrinks_with_the_number_of_rows():
+    one, half = verdicts.geometric([_row(1.03)])
+    many, less = verdicts.geometric([_row(1.03)] * 4)
+    assert (one, many) == pytest.approx((1.03, 1.03))
+    assert half == pytest.approx(0.06, abs=1e-3)  # that of the row itself
+    assert less == pytest.approx(half / 2)
+    assert verdicts.mean_target("M", 1.0, [[_row(1.03)]]).met == "within noise"
+    assert verdicts.mean_target("M", 1.0, [[_row(1.03)] * 8]).met == "**missed**"
 
 
 def test_tiled_attention_is_judged_by_time_and_by_memory():
