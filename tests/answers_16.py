@@ -61,13 +61,42 @@ def streaming(scores, value, size, *, shrink="both", axis=-1, keys=None, shift=T
     return weighted / total
 
 
+def finished(scores, value, size, *, back="old", shrink=True):
+    """The same with an output that is divided after every tile."""
+    top = torch.full((len(scores), 1), -torch.inf)
+    total, output = torch.zeros(len(scores), 1), torch.zeros(len(scores), value.shape[-1])
+    for start in range(0, scores.shape[-1], size):
+        part = scores[:, start : start + size]
+        new = torch.maximum(top, part.amax(dim=-1, keepdim=True))
+        powers, factor = torch.exp(part - new), torch.exp(top - new)
+        grown = total * factor + powers.sum(-1, keepdim=True)
+        again = {"old": total, "new": grown, "none": torch.ones_like(total)}[back]
+        again = again * factor if shrink else again
+        output = (output * again + powers @ value[start : start + size]) / grown
+        top, total = new, grown
+    return output
+
+
 def mean_of_tiles(scores, value, size):
     starts = range(0, scores.shape[-1], size)
     outputs = [torch.softmax(scores[:, s : s + size], dim=-1) @ value[s : s + size] for s in starts]
     return torch.stack(outputs).mean(dim=0)
 
 
-def key_gradient(query, key, value, output, lse, grad, *, mean="output", scale=True, weights=True):
+def key_gradient(
+    query,
+    key,
+    value,
+    output,
+    lse,
+    grad,
+    lse_grad,
+    *,
+    mean="output",
+    scale=True,
+    weights=True,
+    lse_by="weights",
+):
     factor = query.shape[-1] ** -0.5
     p = torch.exp(factor * query @ key.mT - lse[:, None])
     dp = grad @ value.mT
@@ -77,6 +106,8 @@ def key_gradient(query, key, value, output, lse, grad, *, mean="output", scale=T
         "plain": dp.mean(-1, keepdim=True),
     }[mean]
     ds = (dp - centre) * (p if weights else 1)
+    share = {"weights": p, "minus weights": -p, "one": 1, "nothing": 0}[lse_by]
+    ds = ds + lse_grad[:, None] * share
     return (factor if scale else 1) * ds.mT @ query
 
 
@@ -146,6 +177,21 @@ CHECKS = {
             ),
         },
     ),
+    "16 streaming, divided at all times": (
+        tiled.check_streaming,
+        finished,
+        {
+            "divided again and again": (
+                lambda *given: finished(*given, back="none"),
+                "divided already",
+            ),
+            "multiplied by the new sum": (
+                lambda *given: finished(*given, back="new"),
+                "divided already",
+            ),
+            "no shrinking": (lambda *given: finished(*given, shrink=False), "maximum moves"),
+        },
+    ),
     "16 key gradient": (
         tiled.check_key_gradient,
         key_gradient,
@@ -159,6 +205,18 @@ CHECKS = {
             "no weights": (
                 lambda *given: key_gradient(*given, weights=False),
                 "relative to the mean",
+            ),
+            "as if the loss had no log-sum-exp": (
+                lambda *given: key_gradient(*given, lse_by="nothing"),
+                "Differentiate",
+            ),
+            "log-sum-exp moves one for one": (
+                lambda *given: key_gradient(*given, lse_by="one"),
+                "Differentiate",
+            ),
+            "log-sum-exp subtracted": (
+                lambda *given: key_gradient(*given, lse_by="minus weights"),
+                "Differentiate",
             ),
         },
     ),

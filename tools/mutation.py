@@ -77,10 +77,15 @@ TESTS = [
     "hostile_modules",
 ]
 HELPERS = ["conftest", "oracle", "oracle_layers", "twins"]
+# A compiler cannot follow the switch between the mutants of a function.
+COMPILED = (
+    "tests/test_attention.py::"
+    "test_no_answer_on_one_mask_is_taken_for_the_next_where_calls_are_recorded"
+)
 TARGET = 0.9
 SETTINGS = f"""
 [tool.pytest.ini_options]
-addopts = ["--import-mode=importlib"]
+addopts = ["--import-mode=importlib", "--deselect={COMPILED}"]
 pythonpath = ["tests"]
 markers = ["oracle", "hostile"]
 filterwarnings = ["error"]

@@ -107,12 +107,16 @@ def check_streaming(function: Callable[[Tensor, Tensor, int], Any]) -> Report:
         The report.
 
     Source:
-        Chapter 16, exercise "right as long as nothing rises".
+        Chapter 16, exercise "finished after every tile".
     """
     value = torch.tensor([[1.0], [2.0], [4.0], [8.0], [16.0]])
     falling = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.0]])
     hints = {
         "one tile": ((falling, value, 5), "With one tile this is softmax."),
+        "equal scores": (
+            (torch.zeros(1, 4), value[:4], 2),
+            "The second tile counts as much as the first, which has been divided already: by what?",
+        ),
         "falling scores": (
             (falling, value, 2),
             "Five keys in tiles of two: the last tile has one key, and it counts.",
@@ -136,45 +140,49 @@ def check_streaming(function: Callable[[Tensor, Tensor, int], Any]) -> Report:
 
 
 def check_key_gradient(function: Callable[..., Any]) -> Report:
-    """Check a function ``(query, key, value, output, lse, grad) -> gradient of the keys``.
+    """Check ``(query, key, value, output, lse, grad, lse_grad) -> gradient of the keys``.
 
     Args:
-        function: Takes (Tq, D), (Tk, D), (Tk, Dv), (Tq, Dv), (Tq,), (Tq, Dv); returns (Tk, D).
+        function: Takes (Tq, D), (Tk, D), (Tk, Dv), (Tq, Dv), (Tq,), and the gradients of the
+            latter two, (Tq, Dv) and (Tq,); returns (Tk, D).
 
     Returns:
         The report.
 
     Source:
-        Chapter 16, exercise "the gradient of the keys".
+        Chapter 16, exercise "a gradient through the log-sum-exp".
     """
     query, key, value = waves(3, 4), 2 * waves(5, 4, shift=1), waves(5, 2, shift=2)
-    grad = waves(3, 2, shift=3)
+    grad, lse_grad = waves(3, 2, shift=3), waves(3, shift=5)
     inputs = {
-        "width one": (
-            (query[:, :1], key[:, :1], value, grad),
+        "no gradient of the log-sum-exp": (
+            (query[:, :1], key[:, :1], value, grad, torch.zeros(3)),
             "Weights are exp(score - lse); a score moves by the gradient relative to the mean.",
         ),
+        "width one": (
+            (query[:, :1], key[:, :1], value, grad, lse_grad),
+            "How far does a log-sum-exp move with one of its scores? Differentiate it.",
+        ),
         "width four": (
-            (query, key, value, grad),
+            (query, key, value, grad, lse_grad),
             "The scores were scaled by 1 / sqrt(D); so is their gradient on the way back.",
         ),
         "the same values for all": (
-            (query, key, torch.ones(5, 2), grad),
-            "If all values are equal, no weight matters, and the gradient is zero.",
+            (query, key, torch.ones(5, 2), grad, lse_grad),
+            "If all values are equal, only the log-sum-exp moves with the weights.",
         ),
         "one key": (
-            (query, key[:1], value[:1], grad),
-            "The only key has weight one whatever its score is.",
+            (query, key[:1], value[:1], grad, lse_grad),
+            "The only key has weight one whatever its score is, and its score is the log-sum-exp.",
         ),
     }
     cases = []
-    for name, (tensors, hint) in inputs.items():
-        q, k, v, upstream = tensors
+    for name, ((q, k, v, *upstream), hint) in inputs.items():
         leaf = k.clone().requires_grad_()
-        output = attend_explicit(q, leaf, v)
-        (expected,) = torch.autograd.grad(output, leaf, upstream)
-        lse = (q @ k.mT / q.shape[-1] ** 0.5).logsumexp(dim=-1)
-        cases.append(Case(name, (q, k, v, output.detach(), lse, upstream), expected, hint))
+        results = attend_explicit(q, leaf, v), (q @ leaf.mT / q.shape[-1] ** 0.5).logsumexp(dim=-1)
+        (expected,) = torch.autograd.grad(results, leaf, upstream)
+        output, lse = (result.detach() for result in results)
+        cases.append(Case(name, (q, k, v, output, lse, *upstream), expected, hint))
     return check_cases(function, cases)
 
 
