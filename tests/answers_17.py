@@ -92,6 +92,17 @@ def no_past(decoder):
     return bool(((steps != 0) == (decoder.whole(x) != 0)).all())
 
 
+def whole_numbers(decoder):
+    """Small whole numbers, which half precision keeps as they are."""
+    for shift in range(2):
+        x = (torch.arange(60, dtype=torch.float64).view(20, 3) + shift) % 7
+        store = decoder.start()
+        steps = torch.stack([decoder.step(row, store) for row in x])
+        if not torch.allclose(steps, decoder.whole(x), rtol=0, atol=1e-8):
+            return False
+    return True
+
+
 CHECKS = {
     "cache, paper": (
         cache.check_paper,
@@ -132,6 +143,7 @@ CHECKS = {
             "only the first row": (first_row, "second row"),
             "only whether something is there": (no_past, "every step"),
             "too short": (lambda decoder: faithful(decoder, length=9), "16"),
+            "simple inputs": (whole_numbers, "whole numbers"),
             "one sequence": (lambda decoder: faithful(decoder, sequences=1), "second sequence"),
             "equal to the last bit": (
                 lambda decoder: faithful(decoder, tolerance=0.0),

@@ -129,6 +129,7 @@ class Decoder:
     Args:
         weight: From the position of the query and that of the key to a weight.
         wrong: The same, as the steps of a mistaken cache see it; ``weight`` if None.
+        keep: From an input to what the steps' cache stores of it; all of it if None.
         shared: Whether all sequences get one and the same cache.
         noise: Added by each step.
 
@@ -141,10 +142,12 @@ class Decoder:
         weight: Callable[[int, int], float],
         wrong: Callable[[int, int], float] | None = None,
         *,
+        keep: Callable[[Tensor], Tensor] | None = None,
         shared: bool = False,
         noise: float = 0.0,
     ) -> None:
         self._weight, self._wrong = weight, weight if wrong is None else wrong
+        self._keep = keep
         self._cache: list[Tensor] | None = [] if shared else None
         self._noise = noise
 
@@ -159,7 +162,7 @@ class Decoder:
 
     def step(self, x: Tensor, cache: list[Tensor]) -> Tensor:
         """The output (D,) for one more input (D,); the cache grows by it."""
-        cache.append(x)
+        cache.append(x if self._keep is None else self._keep(x))
         t = len(cache) - 1
         total: Tensor = sum(self._wrong(t, s) * cache[s] for s in range(t + 1))  # type: ignore
         return total + self._noise * waves(len(x), shift=t).double()
@@ -201,6 +204,11 @@ def check_faithful(function: Callable[[Decoder], bool]) -> Report:
             Decoder(far, lambda t, s: far(t, s) * (t - s < 12)),
             False,
             "Take a sequence of 16 or more.",
+        ),
+        "it keeps inputs in half precision": (
+            Decoder(far, keep=lambda x: x.half().double()),
+            False,
+            "Small whole numbers hide this one: take random inputs.",
         ),
         "all sequences share one cache": (
             Decoder(far, shared=True),
