@@ -252,7 +252,8 @@ def attend_linear_chunked(
         ValueError: If shapes or devices do not fit, or ``chunk`` is below 1.
 
     Source:
-        Yang et al. (2024), section 2, for the chunkwise form. Chapter 18.
+        The chunkwise form as in Yang et al. (2024), section 2; Hua et al. (2022) mix a table inside
+        each chunk with linear attention across chunks. Chapter 18.
     """
     check_count("chunk", chunk, least=1)
     q, k, v, state, outputs = _causal_inputs(query, key, value, state, feature_map)
