@@ -134,6 +134,23 @@ def memory(records: Records) -> str:
     return table(["memory of", "tiled", "SDPA", "explicit, computed", "part"], lines)
 
 
+FIGURE = """\
+```{figure} ../_static/curves.svg
+:alt: Two log-log panels over lengths from 512 to 32,768, time above, memory below. The explicit
+  path climbs steepest and ends at 4,096. In the panel of time, tiled and PyTorch's kernel climb
+  side by side, window and linear attention far below them and less steeply. In the panel of
+  memory these four climb with the same gentle slope, far below the explicit path.
+:name: fig-curves
+:width: 480px
+
+Time and memory by length, on double logarithmic axes. Exact attention in tiles takes quadratic time
+like PyTorch's kernel, and memory that is linear in the length; a window and linear attention are
+linear in both.
+```
+
+"""
+
+
 def curves(records: Records) -> str:
     """Time and memory of the last run, by length."""
     rows = records["curves"][-1]["rows"]
@@ -154,6 +171,7 @@ def curves(records: Records) -> str:
         "with the square of the length. A window has 256 keys. Linear attention and the window "
         "compute something else than the other three.\n\n"
     )
+    text += FIGURE
     for what in ("seconds", "bytes"):
         lines = [[f"{n:,}", *(cell(way, n, what) for way in ways)] for n in lengths]
         text += table(["time" if what == "seconds" else "memory", *ways], lines)

@@ -17,12 +17,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from figure import draw
 from page import text
-from words import GROUPS
+from words import GROUPS, read
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "chapters" / "benchmarks.md"
+FIGURE = ROOT / "_static" / "curves.svg"
 KEPT = 2  # runs of a group
 PACKAGES = ("torch", "transformers", "x-transformers", "numpy")
 
@@ -39,6 +41,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.page:
         PAGE.write_text(text(arguments.results), encoding="utf-8")
+        draw(read(arguments.results)["curves"][-1]["rows"], FIGURE)
         print(f"written to {PAGE.relative_to(ROOT)}")
         return
     for group in arguments.groups:

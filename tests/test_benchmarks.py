@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import figure  # noqa: E402
 import page  # noqa: E402
 import rounds  # noqa: E402
 import verdicts  # noqa: E402
@@ -232,6 +233,13 @@ def test_the_plain_gpt_has_as_many_parameters_as_the_gpt_of_chapter_11():
 
 def test_the_page_is_what_the_records_say():
     assert page.text(RESULTS) == (ROOT / "chapters" / "benchmarks.md").read_text(encoding="utf-8")
+
+
+def test_the_figure_is_drawn_from_the_last_run():
+    rows = json.loads((RESULTS / "curves.json").read_text(encoding="utf-8"))[-1]["rows"]
+    assert f"<dc:title>{figure.fingerprint(rows)}</dc:title>" in (
+        ROOT / "_static" / "curves.svg"
+    ).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("group", words.GROUPS)
