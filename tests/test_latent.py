@@ -438,7 +438,9 @@ def test_without_a_batch():
 
 
 @pytest.mark.hostile
-@pytest.mark.parametrize("mask", [None, causal(), sliding_window(2)], ids=["none", "causal", "window"])
+@pytest.mark.parametrize(
+    "mask", [None, causal(), sliding_window(2)], ids=["none", "causal", "window"]
+)
 def test_everything_stays_on_the_device_of_the_input(mask):
     module, cache = _module().to("meta"), KVCache()
     for length in (4, 1):
