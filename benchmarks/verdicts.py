@@ -12,7 +12,7 @@ class Target(NamedTuple):
     """One line of the table of targets: what each run found, as text, and whether it is enough."""
 
     what: str
-    target: str
+    target: str  # begins with "at most", "at least" or "below"
     found: list[str]
     met: str
 
@@ -163,11 +163,23 @@ def kernels(runs: list[dict[str, Any]]) -> Iterator[Target]:
         yield Target(name, f"at least {least}", [f"{value:.2f}" for value in found], met)
 
 
+def short(target: str) -> str:
+    """A target in signs, for a narrow column."""
+    signs = {"at most": "≤", "at least": "≥", "below": "<"}
+    word = next(word for word in signs if target.startswith(word))
+    return unbroken(signs[word] + target.removeprefix(word))
+
+
+def unbroken(words: str) -> str:
+    """The same with spaces at which no line is broken."""
+    return words.replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def targets(records: Records, gpu: list[dict[str, Any]]) -> str:
     """The table of targets."""
     found = [line for group, make in TARGETS if group in records for line in make(records)]
     found += kernels(gpu)
-    rows = [[line.what, line.target, *line.found, line.met] for line in found]
+    rows = [[line.what, short(line.target), *map(unbroken, line.found), line.met] for line in found]
     runs = max(len(line.found) for line in found)
     rows = [[*row[:-1], *[""] * (runs + 3 - len(row)), row[-1]] for row in rows]
     head = ["what", "target", *(f"run {number + 1}" for number in range(runs)), "verdict"]
