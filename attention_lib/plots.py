@@ -4,6 +4,7 @@ Weights are drawn on one sequential scale from 0 to 1, scores on one diverging s
 every page. Queries go down the side, keys along the bottom.
 """
 
+import io
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -300,6 +301,47 @@ def boxes_map(
                 ax.text(*corner, texts[n], color=colour, va=side, fontsize=9, clip_on=True)
     ax.set(title=title, xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
     return ax
+
+
+def figure_png(figure: Figure) -> bytes:
+    """Draw a figure into a PNG file and close it.
+
+    Args:
+        figure: Any figure.
+
+    Returns:
+        The bytes of the file.
+
+    Source:
+        Used by :mod:`attention_lib.explorer`.
+    """
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    plt.close(figure)
+    return file.getvalue()
+
+
+def image_png(image: Tensor) -> bytes:
+    """Write an image into a PNG file, pixel by pixel.
+
+    Args:
+        image: From 0 to 1, (Y, X) or (3, Y, X).
+
+    Returns:
+        The bytes of the file.
+
+    Raises:
+        ValueError: If the shape is another one.
+
+    Source:
+        Used by :mod:`attention_lib.explorer`.
+    """
+    if image.ndim != 2 and (image.ndim != 3 or len(image) != 3):
+        raise ValueError(f"image must have shape (Y, X) or (3, Y, X), got {tuple(image.shape)}")
+    file = io.BytesIO()
+    pixels = (image if image.ndim == 2 else image.permute(1, 2, 0)).detach().float().cpu()
+    plt.imsave(file, pixels.clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1, format="png")
+    return file.getvalue()
 
 
 def _heat_map(
