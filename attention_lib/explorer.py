@@ -1,53 +1,19 @@
 """The attention explorer: choose layer, head and query, read the weights. Chapters 04 and on.
 
-One piece of HTML that needs no kernel, no network and no other library: it works in the built book,
-in Jupyter, VS Code and Colab. Where scripts are off, a picture of the first map stands in its place.
+Where scripts are off, a picture of the first map stands in its place.
 """
 
 import base64
-import io
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
-from importlib.resources import files
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from attention_lib.component import Component, address, component
 from attention_lib.masks import Mask
 from attention_lib.plots import figure_png, image_png, weights_map
 
 UNIT, BLOCKED = 60_000, 65_535  # as in explorer.js
-
-
-@dataclass(frozen=True)
-class Explorer:
-    """What a notebook shows when it is the last line of a cell.
-
-    Args:
-        html: The whole component.
-        still: The picture for paper and for readers without scripts, as PNG.
-        description: What the component shows, for readers who cannot see it.
-
-    Source:
-        Chapters 04, 06, 07 and 10 to 14.
-    """
-
-    html: str
-    still: bytes
-    description: str
-
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        return {
-            "text/html": self.html,
-            "image/png": base64.b64encode(self.still).decode(),
-            "text/plain": self.description,
-        }
-
-    def __repr__(self) -> str:
-        return self.description
 
 
 def explore(
@@ -62,7 +28,7 @@ def explore(
     start: tuple[int, int, int] = (0, 0, 0),
     image: Tensor | None = None,
     grid: tuple[int, int] | None = None,
-) -> Explorer:
+) -> Component:
     r"""Show attention weights so that a reader can walk through layers, heads and queries.
 
     The page shows each weight to two decimals, and for each head the mean over its rows of the
@@ -133,12 +99,12 @@ def explore(
         "weights": base64.b64encode(numbers.numpy().astype("<u2").tobytes()).decode(),
     }
     if image is not None:
-        data |= {"grid": list(grid or ()), "image": _address(image_png(image))}
+        data |= {"grid": list(grid or ()), "image": address(image_png(image))}
     layer, head, _ = start
     # Some dozens of tokens are legible in the picture, hundreds are not.
     texts = [names[side] if count[side] <= 32 else None for side in ("queries", "keys")]
     still = figure_png(weights_map(weights[layer, head].float(), *texts).figure)
-    return Explorer(_html(data, still, description), still, description)
+    return component("explorer", data, description, still)
 
 
 def visible(token: str) -> str:
@@ -173,23 +139,3 @@ def _allowed(mask: Mask | Tensor | None, shape: torch.Size) -> Tensor:
         raise ValueError(
             f"mask must fit weights of shape {tuple(shape)}, got {tuple(dense.shape)}"
         ) from error
-
-
-def _html(data: dict[str, Any], still: bytes, description: str) -> str:
-    """Style, picture, data and script, in one element."""
-    folder = files("attention_lib") / "assets"
-    style, script = (
-        (folder / f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("css", "js")
-    )
-    # Inside a script only "</script" and "<!--" are markup: without any "<" there is none.
-    inert = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    return (
-        f'<div class="attention-explorer"><style>{style}</style>'
-        f'<p class="ae-heading">{escape(description)}</p>'
-        f'<img class="ae-still" alt="{escape(description)}" src="{_address(still)}">'
-        f'<script type="application/json">{inert}</script>\n<script>{script}</script></div>'
-    )
-
-
-def _address(image: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(image).decode()

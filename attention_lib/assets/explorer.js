@@ -174,7 +174,7 @@
     };
 
     show();
-    root.querySelector(".ae-still")?.remove();
+    root.querySelector(".still")?.remove();
     root.append(body);
   };
 
