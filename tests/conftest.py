@@ -2,12 +2,16 @@
 
 import random
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import hypothesis
 import jaxtyping
 import numpy
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 # The same examples on every run and machine; slow machines do not fail a test by being slow.
 hypothesis.settings.register_profile("book", derandomize=True, deadline=None)
@@ -42,6 +46,18 @@ def global_random_state() -> Iterator[None]:
     random.setstate(python)
     numpy.random.set_state(array)
     torch.set_rng_state(tensor)
+
+
+@pytest.fixture(scope="module")
+def blank_page() -> Iterator["Page"]:
+    """An empty page of a headless browser, for what runs in a page."""
+    from playwright.sync_api import sync_playwright
+    from test_pages import CHROMIUM
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser.new_page(viewport={"width": 800, "height": 700})
+        browser.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,8 +6,8 @@ import re
 
 import pytest
 import torch
-from playwright.sync_api import Page, sync_playwright
-from test_pages import AXE, CHROMIUM, needs_chromium
+from playwright.sync_api import Page
+from test_pages import AXE, needs_chromium
 
 from attention_lib import causal, entropy
 from attention_lib.explorer import BLOCKED, UNIT, explore, visible
@@ -94,14 +94,6 @@ def test_bad_input_is_named(arguments, message):
 # --- in a browser --------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def page():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser.new_page(viewport={"width": 800, "height": 700})
-        browser.close()
-
-
 def opened(page: Page, html: str, head: str = "") -> Page:
     page.mouse.move(799, 699)  # away from what is to be drawn, so that nothing is pointed at
     head = f"<head><title>x</title>{head}</head>"
@@ -117,7 +109,8 @@ def numbers(page: Page) -> list[float | None]:
 @pytest.mark.pages
 @needs_chromium
 class TestBrowser:
-    def test_all_weights_and_entropies_are_those_of_the_library(self, page):
+    def test_all_weights_and_entropies_are_those_of_the_library(self, blank_page):
+        page = blank_page
         weights = weights_of(2, 3, 4, 4)
         opened(page, explore(weights, TOKENS, description="Heads.").html)
         groups = page.get_by_role("radiogroup")
@@ -133,20 +126,23 @@ class TestBrowser:
                     row = weights[layer, head, query].tolist()
                     assert numbers(page) == pytest.approx(row, abs=0.0051)
 
-    def test_the_mean_of_the_heads(self, page):
+    def test_the_mean_of_the_heads(self, blank_page):
+        page = blank_page
         weights = weights_of(3, 4, 4)
         opened(page, explore(weights, TOKENS, description="Heads.", start=(0, 0, 2)).html)
         page.get_by_role("radio", name="mean").click()
         assert numbers(page) == pytest.approx(weights.mean(0)[2].tolist(), abs=0.0051)
 
-    def test_masked_keys_say_so(self, page):
+    def test_masked_keys_say_so(self, blank_page):
+        page = blank_page
         weights = softmax(torch.zeros(4, 4), causal().dense(4, 4))
         html = explore(weights, TOKENS, mask=causal(), description="x", start=(0, 0, 1)).html
         opened(page, html)
         assert numbers(page) == [0.5, 0.5, None, None]
         assert "2 masked" in page.get_by_role("status").inner_text()
 
-    def test_the_keyboard_reaches_everything(self, page):
+    def test_the_keyboard_reaches_everything(self, blank_page):
+        page = blank_page
         weights = weights_of(2, 2, 4, 4)
         opened(page, explore(weights, TOKENS, description="x").html)
         page.keyboard.press("Tab")
@@ -161,7 +157,8 @@ class TestBrowser:
         said = page.get_by_role("status").inner_text()
         assert said.startswith("layer 1, head 1, query ␣sat: ")
 
-    def test_markup_in_tokens_is_shown_and_never_run(self, page):
+    def test_markup_in_tokens_is_shown_and_never_run(self, blank_page):
+        page = blank_page
         opened(page, explore(weights_of(4, 4), HOSTILE, description=HOSTILE[1]).html)
         assert page.evaluate("() => window.broken") is None
         assert page.locator(".ae-keys span:first-child").all_inner_texts() == HOSTILE
@@ -169,7 +166,8 @@ class TestBrowser:
             page.locator(".attention-explorer svg, .attention-explorer .ae-body img").count() == 0
         )
 
-    def test_patches_lie_on_their_image(self, page):
+    def test_patches_lie_on_their_image(self, blank_page):
+        page = blank_page
         weights = weights_of(2, 5, 5)
         names = ["[CLS]", *(f"row {r}, column {c}" for r in range(2) for c in range(2))]
         image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -182,7 +180,8 @@ class TestBrowser:
 
     @pytest.mark.parametrize("theme", ["light", "dark"])
     @pytest.mark.parametrize("width", [800, 390])
-    def test_no_barrier_and_no_overflow(self, page, theme, width):
+    def test_no_barrier_and_no_overflow(self, blank_page, theme, width):
+        page = blank_page
         colours = "<style>body{background:#fff;color:#222}</style>"
         if theme == "dark":
             colours = "<style>body{background:#12171a;color:#d6dde0}</style>"

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from playwright.sync_api import Page
-from test_explorer import opened, page  # noqa: F401
+from test_explorer import opened
 from test_pages import AXE, needs_chromium
 
 from attention_lib import entropy, live, sliding_window
@@ -47,7 +47,8 @@ def said(page: Page) -> list[float]:
 @pytest.mark.pages
 @needs_chromium
 @pytest.mark.parametrize("temperature", [0.05, 1, 20])
-def test_temperature(page, temperature):  # noqa: F811
+def test_temperature(blank_page, temperature):
+    page = blank_page
     opened(page, live.temperature(SCORES, "abcd", description="Try it.").html)
     slide(page, 0, f"{temperature:g}")
     weights = softmax(torch.tensor(SCORES, dtype=torch.float64), temperature=temperature)
@@ -58,7 +59,8 @@ def test_temperature(page, temperature):  # noqa: F811
 @pytest.mark.pages
 @needs_chromium
 @pytest.mark.parametrize("width", [1, 16, 64])
-def test_width(page, width):  # noqa: F811
+def test_width(blank_page, width):
+    page = blank_page
     query, keys = normal(64), normal(5, 64)
     opened(page, live.width(query, keys, description="Try it.").html)
     slide(page, 0, str(width))
@@ -73,7 +75,8 @@ def test_width(page, width):  # noqa: F811
 @pytest.mark.pages
 @needs_chromium
 @pytest.mark.parametrize(("t", "s"), [(0, 0), (5, 2), (31, 28), (2, 30)])
-def test_rotary(page, t, s):  # noqa: F811
+def test_rotary(blank_page, t, s):
+    page = blank_page
     query, key = normal(2, 8)
     opened(page, live.rotary(query, key, description="Try it.").html)
     slide(page, 0, str(t))
@@ -88,7 +91,8 @@ def test_rotary(page, t, s):  # noqa: F811
 @pytest.mark.pages
 @needs_chromium
 @pytest.mark.parametrize(("length", "window"), [(16, 64), (128, 32)])
-def test_window(page, length, window):  # noqa: F811
+def test_window(blank_page, length, window):
+    page = blank_page
     opened(page, live.window(description="Try it.").html)
     slide(page, 0, str(length))
     slide(page, 1, str(window))
@@ -101,7 +105,8 @@ def test_window(page, length, window):  # noqa: F811
 @pytest.mark.pages
 @needs_chromium
 @pytest.mark.parametrize("size", [800, 390])
-def test_no_barrier_and_no_overflow(page, size):  # noqa: F811
+def test_no_barrier_and_no_overflow(blank_page, size):
+    page = blank_page
     page.set_viewport_size({"width": size, "height": 800})
     parts = [
         live.temperature(SCORES, ["<b>one</b>", "two", "three", "four"], description="<i>x</i>"),
