@@ -52,7 +52,7 @@ def component(
         The component.
 
     Source:
-        Used by :mod:`attention_lib.explorer` and :mod:`attention_lib.live`.
+        Used by :mod:`attention_lib.explorer` and :mod:`attention_lib.live`. Chapters 03 and 04.
     """
     folder = files("attention_lib") / "assets"
     style, script = (
@@ -80,7 +80,7 @@ def address(image: bytes) -> str:
         A data URL.
 
     Source:
-        RFC 2397.
+        RFC 2397. Used by :func:`attention_lib.explorer.explore`. Chapter 04.
     """
     return "data:image/png;base64," + _base64(image)
 

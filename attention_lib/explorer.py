@@ -1,4 +1,4 @@
-"""The attention explorer: choose layer, head and query, read the weights. Chapters 04 and on.
+"""The attention explorer: choose layer, head and query, read the weights.
 
 Where scripts are off, a picture of the first map stands in its place.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attention_lib.component import Component, address, component
 from attention_lib.masks import Mask
-from attention_lib.plots import figure_png, image_png, weights_map
+from attention_lib.plots import axes_png, image_png, weights_map
 
 UNIT, BLOCKED = 60_000, 65_535  # as in explorer.js
 
@@ -58,7 +58,7 @@ def explore(
 
     Source:
         Views of heads and of whole models: Vig (2019), A Multiscale Visualization of Attention in
-        the Transformer Model, section 3. Chapters 04, 06, 07 and 10 to 14.
+        the Transformer Model, section 3. Chapter 04.
     """
     if not 2 <= weights.ndim <= 4:
         raise ValueError(
@@ -102,8 +102,8 @@ def explore(
         data |= {"grid": list(grid or ()), "image": address(image_png(image))}
     layer, head, _ = start
     # Some dozens of tokens are legible in the picture, hundreds are not.
-    texts = [names[side] if count[side] <= 32 else None for side in ("queries", "keys")]
-    still = figure_png(weights_map(weights[layer, head].float(), *texts).figure)
+    rows, columns = (names[side] if count[side] <= 32 else None for side in ("queries", "keys"))
+    still = axes_png(weights_map(weights[layer, head], rows, columns))
     return component("explorer", data, description, still)
 
 
@@ -117,7 +117,7 @@ def visible(token: str) -> str:
         The text with marks, never empty.
 
     Source:
-        Chapters 10 to 12.
+        Chapter 11.
     """
     kept = token.strip(" ")
     before = len(token) - len(token.lstrip(" ")) if kept else 0

@@ -1,4 +1,4 @@
-"""Small computations with sliders that run in the page, without a kernel. Chapters 03, 04, 08, 18.
+"""Small computations with sliders that run in the page, without a kernel.
 
 Each function returns what a notebook shows when it is the last line of a cell. The numbers under
 the sliders are computed by the page itself, by the formula in the function's docstring.

@@ -303,18 +303,19 @@ def boxes_map(
     return ax
 
 
-def figure_png(figure: Figure) -> bytes:
-    """Draw a figure into a PNG file and close it.
+def axes_png(ax: Axes) -> bytes:
+    """Draw the figure of some axes into a PNG file and close it.
 
     Args:
-        figure: Any figure.
+        ax: Any axes.
 
     Returns:
         The bytes of the file.
 
     Source:
-        Used by :mod:`attention_lib.explorer`.
+        Used by :func:`attention_lib.explorer.explore`. Chapter 04.
     """
+    figure = cast(Figure, ax.figure)
     file = io.BytesIO()
     figure.savefig(file, format="png")
     plt.close(figure)
@@ -334,7 +335,7 @@ def image_png(image: Tensor) -> bytes:
         ValueError: If the shape is another one.
 
     Source:
-        Used by :mod:`attention_lib.explorer`.
+        Used by :func:`attention_lib.explorer.explore`. Chapter 04.
     """
     if image.ndim != 2 and (image.ndim != 3 or len(image) != 3):
         raise ValueError(f"image must have shape (Y, X) or (3, Y, X), got {tuple(image.shape)}")

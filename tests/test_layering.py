@@ -37,7 +37,10 @@ LAYERS = [
     "models",
     "exercises",
     "diagrams",
+    "component",
     "plots",
+    "explorer",
+    "live",
 ]
 DRAWING = {"matplotlib", "seaborn"}
 
