@@ -51,8 +51,8 @@ notebooks: data  ## run every notebook and compare its outputs
 	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval chapters/ $(WORKERS) loadfile
 
 .PHONY: pages
-pages: book  ## open every built page in headless Chromium
-	$(BIN)/pytest tests/test_pages.py -m pages -rs $(WORKERS) load
+pages: book  ## open every built page, and what runs in a page, in headless Chromium
+	$(BIN)/pytest tests/test_pages.py tests/test_explorer.py tests/test_live.py -m pages -rs $(WORKERS) load
 
 .PHONY: test
 test: lint unit notebooks pages  ## everything that CI runs
