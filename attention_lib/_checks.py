@@ -1,5 +1,7 @@
 """Argument checks shared by the numeric modules; each message names argument, rule and value."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -46,6 +48,12 @@ def broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     if all(other == first for other in shapes):
         return tuple(first)
     return tuple(torch.broadcast_shapes(*shapes))
+
+
+def flatten_batch(tensor: Tensor, batch: tuple[int, ...]) -> Tensor:
+    """Bring (..., T, D) to (N, T, D) with N the number of sequences, without a copy if it can."""
+    length, width = tensor.shape[-2:]
+    return tensor.expand(*batch, length, width).reshape(math.prod(batch), length, width)
 
 
 def check_broadcast(name: str, tensor: Tensor, expected: tuple[int, ...], symbols: str) -> None:
@@ -110,6 +118,12 @@ def check_count(name: str, number: int, *, least: int) -> None:
         raise TypeError(f"{name} must be an integer, got {type(number).__name__}")
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}")
+
+
+def check_counts(*, least: int, **numbers: int) -> None:
+    """Require integers of at least ``least``, by their names."""
+    for name, number in numbers.items():
+        check_count(name, number, least=least)
 
 
 def check_divides(name: str, divisor: int, whole_name: str, whole: int) -> None:

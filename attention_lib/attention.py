@@ -21,6 +21,7 @@ from attention_lib._checks import (
     check_mask,
     check_query_key,
     check_query_key_value,
+    flatten_batch,
     shape,
 )
 from attention_lib.masks import Mask, causal
@@ -197,10 +198,9 @@ def _four_dimensional(tensor: Tensor, batch: tuple[int, ...]) -> Tensor:
     """Bring (..., T, D) to the four dimensions for which PyTorch has its fast kernels."""
     if tensor.ndim == 4 and tensor.shape[:-2] == batch:
         return tensor
-    tensor = tensor.expand(*batch, *tensor.shape[-2:])
     if len(batch) == 2:
-        return tensor
-    return tensor.reshape(1, math.prod(batch), *tensor.shape[-2:])
+        return tensor.expand(*batch, *tensor.shape[-2:])
+    return flatten_batch(tensor, batch)[None]
 
 
 def _for_kernel(extra: Tensor, batch: tuple[int, ...]) -> Tensor:

@@ -5,7 +5,6 @@ greedily, on one thread, in turns, in one process. Needs the extra ``test`` of t
 """
 
 import json
-import platform
 import statistics
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from words import machine
 
 from attention_lib.models import smollm
 
@@ -63,20 +63,12 @@ def main() -> None:
         "new_tokens": len(ours()),
         "threads": 1,
         "command": "python benchmarks/generation.py",
-        "machine": f"{platform.machine()}, {_processor()}",
+        "machine": machine(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "date": str(date.today()),
     }
     RESULT.write_text(json.dumps(record, indent=1) + "\n")
     print(f"median ratio {record['ratio']}, written to {RESULT.relative_to(ROOT)}")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 from figure import draw
 from page import text
-from words import GROUPS, read
+from words import GROUPS, machine, read
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -69,7 +69,7 @@ def measure(group: str, arguments: argparse.Namespace) -> None:
         "threads": torch.get_num_threads(),
         "processors": os.cpu_count(),
         "load before": round(load, 2),
-        "machine": f"{platform.machine()}, {processor()}",
+        "machine": machine(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
         "rows": rows,
@@ -98,15 +98,6 @@ def shown(row: dict[str, Any]) -> str:
         f"{named}: {ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f}) "
         f"of {' / '.join(dict.fromkeys(row['fastest']))}{noise}, {row['rounds']} rounds"
     )
-
-
-def processor() -> str:
-    """What the processor calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Records of the benchmarks, and their numbers as text."""
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ def read_gpu(folder: Path) -> list[dict[str, Any]]:
     return [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("triton*.json"))
     ]
+
+
+def machine() -> str:
+    """Architecture, and what the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()}, {platform.processor()}"
+    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return f"{platform.machine()}, {next(names, 'unknown')}"
 
 
 def ratio(found: dict[str, float]) -> str:

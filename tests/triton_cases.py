@@ -13,7 +13,8 @@ from oracle import assert_matches, random
 from torch.testing import assert_close
 
 from attention_lib import attend, attend_explicit, causal
-from attention_lib.efficient.triton_attention import _flat, _kernels, _Triton, attend_triton
+from attention_lib._checks import flatten_batch
+from attention_lib.efficient.triton_attention import _kernels, _Triton, attend_triton
 
 N, D = 3, 16
 # Less than a tile, a whole tile, just above it, fewer and more queries than keys, and by one, so
@@ -55,7 +56,7 @@ def case_bfloat16_and_all_gradients():
         return original(self, *wide, *others)
 
     def ours(query, key, value, mask):
-        flat = (_flat(x, (N,)) for x in (query, key, value))
+        flat = (flatten_batch(x, (N,)).contiguous() for x in (query, key, value))
         return _Triton.apply(*flat, mask is not None, D**-0.5, _kernels(query.float()))
 
     original = InterpreterBuilder.create_dot

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attention_lib._checks import check_count, shape
+from attention_lib._checks import check_count, check_counts, shape
 from attention_lib.heads import KVCache
 
 
@@ -47,14 +47,14 @@ def cache_bytes(
     Source:
         Kwon et al. (2023), section 3, where one token of OPT-13B comes to 800 KB. Chapter 17.
     """
-    for name, number in (
-        ("layers", layers),
-        ("kv_heads", kv_heads),
-        ("head_width", head_width),
-        ("length", length),
-        ("batch", batch),
-    ):
-        check_count(name, number, least=0)
+    check_counts(
+        least=0,
+        layers=layers,
+        kv_heads=kv_heads,
+        head_width=head_width,
+        length=length,
+        batch=batch,
+    )
     return 2 * layers * kv_heads * head_width * length * batch * dtype.itemsize
 
 

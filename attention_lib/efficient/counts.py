@@ -6,7 +6,7 @@ operations, and they cost by the bytes that they move.
 
 import torch
 
-from attention_lib._checks import check_count, check_positive
+from attention_lib._checks import check_counts, check_positive
 
 
 def linear_operations(tokens: int, inputs: int, outputs: int) -> int:
@@ -29,7 +29,7 @@ def linear_operations(tokens: int, inputs: int, outputs: int) -> int:
     Source:
         Hoffmann et al. (2022), appendix F, which counts two for a multiply-add too. Chapter 15.
     """
-    _check_sizes(tokens=tokens, inputs=inputs, outputs=outputs)
+    check_counts(least=0, tokens=tokens, inputs=inputs, outputs=outputs)
     return 2 * tokens * inputs * outputs
 
 
@@ -58,8 +58,13 @@ def attention_operations(
         Hoffmann et al. (2022), appendix F, the two products of attention. Chapter 15.
     """
     value_width = head_width if value_width is None else value_width
-    _check_sizes(
-        queries=queries, keys=keys, head_width=head_width, heads=heads, value_width=value_width
+    check_counts(
+        least=0,
+        queries=queries,
+        keys=keys,
+        head_width=head_width,
+        heads=heads,
+        value_width=value_width,
     )
     return 2 * heads * queries * keys * (head_width + value_width)
 
@@ -101,8 +106,14 @@ def block_operations(
         Chapter 15.
     """
     kv_width = width if kv_width is None else kv_width
-    _check_sizes(
-        length=length, width=width, hidden=hidden, past=past, kv_width=kv_width, matrices=matrices
+    check_counts(
+        least=0,
+        length=length,
+        width=width,
+        hidden=hidden,
+        past=past,
+        kv_width=kv_width,
+        matrices=matrices,
     )
     return {
         "projections": linear_operations(length, width, 2 * width + 2 * kv_width),
@@ -134,7 +145,7 @@ def linear_bytes(
     Source:
         Williams, Waterman and Patterson (2009), who count traffic to main memory. Chapter 15.
     """
-    _check_sizes(tokens=tokens, inputs=inputs, outputs=outputs)
+    check_counts(least=0, tokens=tokens, inputs=inputs, outputs=outputs)
     return (tokens * inputs + inputs * outputs + tokens * outputs) * dtype.itemsize
 
 
@@ -175,8 +186,13 @@ def attention_bytes(
     Source:
         Dao et al. (2022), algorithm 0, for the four passes. Chapter 15.
     """
-    _check_sizes(
-        queries=queries, keys=keys, head_width=head_width, heads=heads, score_passes=score_passes
+    check_counts(
+        least=0,
+        queries=queries,
+        keys=keys,
+        head_width=head_width,
+        heads=heads,
+        score_passes=score_passes,
     )
     rows = 2 * (queries + keys) * head_width  # query and output, key and value
     return heads * (rows + score_passes * queries * keys) * dtype.itemsize
@@ -230,8 +246,3 @@ def roofline(operations_per_byte: float, peak: float, bandwidth: float) -> float
     check_positive("peak", peak)
     check_positive("bandwidth", bandwidth)
     return min(peak, operations_per_byte * bandwidth)
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        check_count(name, size, least=0)

@@ -3,7 +3,6 @@
 The mask stays a rule; it is written out only for the blocks that are computed. Chapter 18.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from attention_lib._checks import (
     check_broadcast,
     check_count,
     check_query_key_value,
+    flatten_batch,
     shape,
 )
 from attention_lib.attention import attend
@@ -228,7 +228,7 @@ class _BlockSparse(torch.autograd.Function):
 
 def _blocks(tensor: Tensor, batch: tuple[int, ...], block: int) -> Tensor:
     """Cut (..., T, D) into blocks, (N, ceil(T / block), block, D), the last filled up with 0."""
-    tensor = tensor.expand(*batch, *tensor.shape[-2:]).reshape(math.prod(batch), *tensor.shape[-2:])
+    tensor = flatten_batch(tensor, batch)
     missing = -tensor.shape[1] % block
     if missing:
         tensor = pad(tensor, (0, 0, 0, missing))

@@ -4,7 +4,6 @@ The kernels are in ``attention_lib.efficient.triton_kernels``, which is imported
 needs it: Triton is optional, and on a computer without a GPU nothing else of the book misses it.
 """
 
-import math
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from attention_lib._checks import broadcast, check_query_key_value, shape
+from attention_lib._checks import broadcast, check_query_key_value, flatten_batch, shape
 from attention_lib.masks import Mask, causal
 
 WIDTHS = (16, 32, 64, 128)
@@ -73,7 +72,7 @@ def attend_triton(
     batch = broadcast(query.shape[:-2], key.shape[:-2], value.shape[:-2])
     if 0 in (*batch, query.shape[-2], key.shape[-2]):
         return query @ key.mT @ value  # the sum over nothing: 0, and so are its gradients
-    flat = [_flat(tensor, batch) for tensor in (query, key, value)]
+    flat = [flatten_batch(tensor, batch).contiguous() for tensor in (query, key, value)]
     factor = width**-0.5 if scale is None else float(scale)
     settings = mask is not None, factor, kernels
     output: Tensor = _Triton.apply(*flat, *settings)  # type: ignore[no-untyped-call]
@@ -155,13 +154,6 @@ def _tiles(kernel: str, query: Tensor) -> dict[str, int]:
 def _precision(query: Tensor) -> str:
     """How products of float32 are made: exactly, not in TF32. It says nothing for the others."""
     return "ieee" if query.dtype == torch.float32 else "tf32"
-
-
-def _flat(tensor: Tensor, batch: tuple[int, ...]) -> Tensor:
-    """Bring (..., T, D) to (N, T, D), contiguous."""
-    length, width = tensor.shape[-2:]
-    flat = tensor.expand(*batch, length, width).reshape(math.prod(batch), length, width)
-    return flat.contiguous()
 
 
 def _kernels(query: Tensor) -> ModuleType:

@@ -5,14 +5,12 @@ away. Here the queries are cut into blocks, and each block meets only the strip 
 windows can touch, so that time and memory grow with Tq times the window.
 """
 
-import math
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from attention_lib._checks import broadcast, check_count, check_query_key_value
+from attention_lib._checks import broadcast, check_count, check_query_key_value, flatten_batch
 from attention_lib.attention import attend
 from attention_lib.masks import causal
 
@@ -71,7 +69,7 @@ def attend_window(
             return attend(query, key, value, scale=scale)
 
     batch = broadcast(query.shape[:-2], key.shape[:-2], value.shape[:-2])
-    query, key, value = (_three_dimensional(tensor, batch) for tensor in (query, key, value))
+    query, key, value = (flatten_batch(tensor, batch) for tensor in (query, key, value))
     block = max(SMALLEST_BLOCK, (before + after + 1) // 4)
     band = _band(block, before, after, query.device)  # (block, strip), the same for every block
     offset = keys - queries  # the position of the first query
@@ -103,12 +101,6 @@ def attend_window(
     # Without queries the product of the three has the right shape, no rows, and gradients 0.
     output = torch.cat(parts, dim=1) if parts else query @ key.mT @ value
     return output.reshape(*batch, queries, value.shape[-1])
-
-
-def _three_dimensional(tensor: Tensor, batch: tuple[int, ...]) -> Tensor:
-    """Bring (..., T, D) to (N, T, D) with N the number of sequences, without a copy if it can."""
-    length, width = tensor.shape[-2:]
-    return tensor.expand(*batch, length, width).reshape(math.prod(batch), length, width)
 
 
 def _strips(x: Tensor, strip: int, block: int) -> Tensor:
