@@ -32,6 +32,15 @@ book: $(STAMP)  ## build the HTML book from the stored outputs
 serve: book  ## serve the built book on localhost
 	$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory _build/html
 
+.PHONY: pdf
+pdf: book  ## print the built book into _build/attention.pdf
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[pdf]"
+	$(BIN)/python tools/pdf.py
+
+.PHONY: archive
+archive: book  ## pack the pages, and the notebooks, for readers without a network
+	$(BIN)/python tools/archive.py
+
 .PHONY: data
 data: $(STAMP)  ## fetch the book's data into the cache (done once)
 	$(BIN)/python -m attention_lib.data fetch
@@ -72,6 +81,16 @@ faults: book data  ## plant faults one by one and show that a test turns red for
 .PHONY: standalone
 standalone: $(STAMP)  ## run each notebook alone, in an empty folder with a fresh environment
 	$(BIN)/python tools/standalone.py $(NB)
+
+.PHONY: links
+links: $(STAMP)  ## follow every link that leads out of the book (needs a network)
+	PYTHONPATH=. $(BIN)/jupyter-book build . --builder linkcheck --path-output _build/links
+
+.PHONY: audit
+audit: $(STAMP)  ## compare the pinned versions with the public list of vulnerabilities (needs a network)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	mkdir -p _build && grep -v "^-e" requirements.txt > _build/pinned.txt
+	$(BIN)/pip-audit --requirement _build/pinned.txt --no-deps --disable-pip
 
 .PHONY: mutation
 mutation: $(STAMP)  ## mutation score of the numeric core

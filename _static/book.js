@@ -12,7 +12,7 @@ window.addEventListener("load", async () => {
   await window.MathJax?.startup?.promise;
   letKeyboardScroll();
   window.addEventListener("resize", letKeyboardScroll);
+  for (const folded of document.querySelectorAll("details")) {
+    folded.addEventListener("toggle", letKeyboardScroll);
+  }
 });
-for (const folded of document.querySelectorAll("details")) {
-  folded.addEventListener("toggle", letKeyboardScroll);
-}

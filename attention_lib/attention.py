@@ -60,6 +60,12 @@ def attention_weights(
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If shapes, devices or the temperature do not fit.
 
+    Example:
+        >>> query = torch.tensor([[0.0, 2**0.5]])
+        >>> key = torch.tensor([[0.0, 0.0], [0.0, 1.0]])  # the scores are 0 and 1
+        >>> attention_weights(query, key).round(decimals=3)
+        tensor([[0.2690, 0.7310]])
+
     Source:
         Bahdanau, Cho and Bengio (2015), section 3.1; Vaswani et al. (2017), equation 1. Chapter 04.
     """
@@ -106,6 +112,14 @@ def attend_explicit(
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If shapes, devices or the temperature do not fit.
 
+    Example:
+        >>> query, key = torch.zeros(1, 2), torch.eye(2)  # all scores are 0
+        >>> value, mask = torch.tensor([[2.0], [4.0]]), torch.tensor([[True, False]])
+        >>> attend_explicit(query, key, value).tolist()
+        [[3.0]]
+        >>> attend_explicit(query, key, value, mask).tolist()
+        [[2.0]]
+
     Source:
         Bahdanau, Cho and Bengio (2015), equation 5; Vaswani et al. (2017), equation 1. Chapter 04.
     """
@@ -150,6 +164,12 @@ def attend(
     Raises:
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If shapes or devices do not fit.
+
+    Example:
+        >>> query, key, value = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+        >>> output = attend(query, key, value, causal())
+        >>> torch.allclose(output, attend_explicit(query, key, value, causal()), atol=1e-5)
+        True
 
     Source:
         Vaswani et al. (2017), equation 1; Dao et al. (2022) for the fused kernel. Chapter 04.

@@ -31,6 +31,12 @@ class FeedForward(nn.Module):
         TypeError: If a width is not an integer.
         ValueError: If a width is less than 1 or ``dropout`` outside 0 to 1.
 
+    Example:
+        >>> import torch
+        >>> network, x = FeedForward(4, 16), torch.eye(4)
+        >>> torch.allclose(network(x)[1], network(x[1]), atol=1e-5)  # no position sees another
+        True
+
     Source:
         Vaswani et al. (2017), section 3.3, equation 2. Chapter 09.
     """
@@ -76,6 +82,11 @@ class GatedFeedForward(nn.Module):
     Raises:
         TypeError: If a width is not an integer.
         ValueError: If a width is less than 1 or ``dropout`` outside 0 to 1.
+
+    Example:
+        >>> networks = GatedFeedForward(6, 16), FeedForward(6, 24, bias=False)
+        >>> [sum(x.numel() for x in network.parameters()) for network in networks]
+        [288, 288]
 
     Source:
         Shazeer (2020), equation 6. Chapter 09.
@@ -135,6 +146,12 @@ class PreNorm(_Residual):
         TypeError: If ``width`` is not an integer.
         ValueError: If ``width`` is less than 1 or ``dropout`` outside 0 to 1.
 
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[1.0, 3.0]])
+        >>> PreNorm(2)(x, lambda y: 0 * y).tolist()  # a sublayer that adds nothing
+        [[1.0, 3.0]]
+
     Source:
         Xiong et al. (2020), figure 1b and table 1. Chapter 09.
     """
@@ -161,6 +178,12 @@ class PostNorm(_Residual):
         TypeError: If ``width`` is not an integer.
         ValueError: If ``width`` is less than 1 or ``dropout`` outside 0 to 1.
 
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[1.0, 3.0]])
+        >>> PostNorm(2)(x, lambda y: 0 * y).round(decimals=3).tolist()  # normalised all the same
+        [[-1.0, 1.0]]
+
     Source:
         Vaswani et al. (2017), section 3.1. Chapter 09.
     """
@@ -183,6 +206,14 @@ class EncoderBlock(nn.Module):
         feed_forward: Works on each position by itself.
         residual: Makes a residual; called once for each sublayer, for instance
             ``partial(PreNorm, 64, dropout=0.1)``.
+
+    Example:
+        >>> import torch
+        >>> from attention_lib.masks import causal
+        >>> block = EncoderBlock(MultiHeadAttention(4, 2), FeedForward(4, 8), lambda: PreNorm(4))
+        >>> x = torch.eye(4)
+        >>> torch.allclose(block(x, mask=causal())[:2], block(x[:2], mask=causal()), atol=1e-5)
+        True
 
     Source:
         Vaswani et al. (2017), section 3.1, "Encoder". Chapter 09.
@@ -217,6 +248,13 @@ class DecoderBlock(nn.Module):
         cross_attention: From the target to the memory.
         feed_forward: Works on each position by itself.
         residual: Makes a residual; called once for each of the three sublayers.
+
+    Example:
+        >>> import torch
+        >>> own, cross = MultiHeadAttention(4, 2), MultiHeadAttention(4, 2, memory_width=6)
+        >>> block = DecoderBlock(own, cross, FeedForward(4, 8), lambda: PreNorm(4))
+        >>> tuple(block(torch.zeros(1, 3, 4), torch.zeros(1, 5, 6)).shape)
+        (1, 3, 4)
 
     Source:
         Vaswani et al. (2017), section 3.1, "Decoder". Chapter 09.

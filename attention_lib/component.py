@@ -19,7 +19,6 @@ class Component:
     Args:
         html: The whole component.
         description: What it shows, for readers who cannot see it.
-        still: A picture for paper and for readers without scripts, as PNG; may be missing.
 
     Source:
         Used by :mod:`attention_lib.explorer` and :mod:`attention_lib.live`.
@@ -27,11 +26,9 @@ class Component:
 
     html: str
     description: str
-    still: bytes | None = None
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        shown = {"text/html": self.html, "text/plain": self.description}
-        return shown if self.still is None else shown | {"image/png": _base64(self.still)}
+        return {"text/html": self.html, "text/plain": self.description}
 
     def __repr__(self) -> str:
         return self.description
@@ -46,7 +43,7 @@ def component(
         kind: Name of the script and of the style.
         data: What the script reads; anything that JSON can hold.
         description: Heading of the component, and what the picture shows.
-        still: The picture that scripts replace, as PNG.
+        still: The picture that scripts replace, as PNG; it also stands on paper.
 
     Returns:
         The component.
@@ -54,19 +51,16 @@ def component(
     Source:
         Used by :mod:`attention_lib.explorer` and :mod:`attention_lib.live`. Chapters 03 and 04.
     """
-    folder = files("attention_lib") / "assets"
-    style, script = (
-        (folder / f"{kind}.{ending}").read_text(encoding="utf-8") for ending in ("css", "js")
-    )
+    style, shared, own = (_asset(name) for name in (f"{kind}.css", "shared.js", f"{kind}.js"))
     # Inside a script only "</script" and "<!--" are markup: without any "<" there is none.
     inert = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     picture = "" if still is None else f'<img alt="{escape(description)}" src="{address(still)}">'
     return Component(
         f'<div class="attention-{kind}"><style>{style}</style><p><b>{escape(description)}</b></p>'
         f'<div class="still">{picture}<p>This figure needs scripts to be explored.</p></div>'
-        f'<script type="application/json">{inert}</script>\n<script>{script}</script></div>',
+        f'<script type="application/json">{inert}</script>\n'
+        f"<script>(() => {{\n{shared}{own}}})();</script></div>",
         description,
-        still,
     )
 
 
@@ -82,8 +76,8 @@ def address(image: bytes) -> str:
     Source:
         RFC 2397. Used by :func:`attention_lib.explorer.explore`. Chapter 04.
     """
-    return "data:image/png;base64," + _base64(image)
+    return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
-def _base64(image: bytes) -> str:
-    return base64.b64encode(image).decode()
+def _asset(name: str) -> str:
+    return (files("attention_lib") / "assets" / name).read_text(encoding="utf-8")

@@ -37,6 +37,12 @@ def reorder(state: Any, rows: Integer[Tensor, " N"], *, size: int) -> Any:
         TypeError: If the state holds anything else.
         ValueError: If a tensor in it does not have ``size`` rows.
 
+    Example:
+        >>> state = {"hidden": torch.tensor([[1.0], [2.0]]), "length": 7}
+        >>> reordered = reorder(state, torch.tensor([1, 1, 0]), size=2)
+        >>> reordered["hidden"].tolist(), reordered["length"]
+        ([[2.0], [2.0], [1.0]], 7)
+
     Source:
         Chapter 06.
     """
@@ -86,6 +92,12 @@ def greedy(
             or a number is not an integer.
         ValueError: If ``start`` is not (B,), ``max_length`` is below 1, ``end`` is no token, or the
             logits have another shape, hold a NaN or a plus infinity, or forbid every token.
+
+    Example:
+        >>> chances = torch.tensor([[0.0, 0.6, 0.4], [0.5, 0.25, 0.25], [1.0, 0.0, 0.0]])
+        >>> step = lambda tokens, state: (chances[tokens].log(), state)  # 0 starts and ends
+        >>> greedy(step, None, torch.tensor([0]), end=0, max_length=2).tolist()
+        [[1, 0]]
 
     Source:
         Sutskever et al. (2014), section 3.2, with a beam of 1. Chapter 06.
@@ -141,6 +153,13 @@ def beam(
             :func:`reorder` refuse.
         ValueError: If ``width`` is below 1, ``length_penalty`` is not between 0 and 10, or for what
             :func:`greedy` and :func:`reorder` refuse.
+
+    Example:
+        >>> chances = torch.tensor([[0.0, 0.6, 0.4], [0.5, 0.25, 0.25], [1.0, 0.0, 0.0]])
+        >>> step = lambda tokens, state: (chances[tokens].log(), state)  # 0 starts and ends
+        >>> best, score = beam(step, None, torch.tensor([0]), 0, 2, width=2, length_penalty=0.0)
+        >>> best.tolist(), round(score.exp().item(), 3)  # greedy: [[1, 0]], with 0.6 x 0.5 = 0.3
+        ([[2, 0]], 0.4)
 
     Source:
         Sutskever et al. (2014), section 3.2; Wu et al. (2016), section 7,

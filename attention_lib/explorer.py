@@ -1,6 +1,6 @@
 """The attention explorer: choose layer, head and query, read the weights.
 
-Where scripts are off, a picture of the first map stands in its place.
+Where scripts are off, a picture of what is shown first stands in its place.
 """
 
 import base64
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attention_lib.component import Component, address, component
 from attention_lib.masks import Mask
-from attention_lib.plots import axes_png, image_png, weights_map
+from attention_lib.plots import axes_png, image_png, photo_grid, weights_map
 
 UNIT, BLOCKED = 60_000, 65_535  # as in explorer.js
 
@@ -88,6 +88,8 @@ def explore(
         raise ValueError("image and grid must be given together")
     if grid is not None and not 0 < grid[0] * grid[1] <= count["keys"]:
         raise ValueError(f"grid must have at most {count['keys']} patches, got {grid}")
+    if image is not None and image.ndim not in (2, 3):
+        raise ValueError(f"image must have shape (Y, X) or (3, Y, X), got {tuple(image.shape)}")
 
     allowed = _allowed(mask, weights.shape)
     numbers = (weights * UNIT).round().to(torch.int32).masked_fill(~allowed, BLOCKED)
@@ -100,10 +102,15 @@ def explore(
     }
     if image is not None:
         data |= {"grid": list(grid or ()), "image": address(image_png(image))}
-    layer, head, _ = start
-    # Some dozens of tokens are legible in the picture, hundreds are not.
-    rows, columns = (names[side] if count[side] <= 32 else None for side in ("queries", "keys"))
-    still = axes_png(weights_map(weights[layer, head], rows, columns))
+    layer, head, query = start
+    if image is not None and grid is not None:
+        over = weights[layer, head, query, -grid[0] * grid[1] :].reshape(1, *grid)
+        colours = image.expand(3, *image.shape[-2:])[None]
+        still = axes_png(photo_grid(colours, maps=over, columns=1).axes[0])
+    else:
+        # Some dozens of tokens are legible in the picture, hundreds are not.
+        rows, columns = (names[side] if count[side] <= 32 else None for side in ("queries", "keys"))
+        still = axes_png(weights_map(weights[layer, head], rows, columns))
     return component("explorer", data, description, still)
 
 

@@ -37,6 +37,10 @@ def split_heads(x: Float[Tensor, "... T D"], heads: int) -> Float[Tensor, "... H
         TypeError: If ``x`` is not a floating-point tensor or ``heads`` not an integer.
         ValueError: If ``heads`` does not divide D.
 
+    Example:
+        >>> split_heads(torch.arange(8.0).view(2, 4), heads=2).tolist()
+        [[[0.0, 1.0], [4.0, 5.0]], [[2.0, 3.0], [6.0, 7.0]]]
+
     Source:
         Vaswani et al. (2017), section 3.2.2. Chapter 07.
     """
@@ -61,6 +65,10 @@ def merge_heads(x: Float[Tensor, "... H T Dh"]) -> Float[Tensor, "... T D"]:
         TypeError: If ``x`` is not a floating-point tensor.
         ValueError: If ``x`` has fewer than three dimensions.
 
+    Example:
+        >>> merge_heads(split_heads(torch.arange(8.0).view(2, 4), heads=2)).tolist()
+        [[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0]]
+
     Source:
         Vaswani et al. (2017), section 3.2.2. Chapter 07.
     """
@@ -81,6 +89,13 @@ class KVCache:
         ValueError: From ``extended`` and ``append``, if a shape other than the length, or the
             device, is not that of what is stored; from ``truncate``, if the length is negative or
             above that of the cache.
+
+    Example:
+        >>> attention, cache = MultiHeadAttention(width=4, heads=2), KVCache()
+        >>> x = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0))
+        >>> steps = torch.cat([attention(x[:, t : t + 1], cache=cache) for t in range(3)], dim=1)
+        >>> torch.allclose(steps, attention(x, mask=causal()), atol=1e-5), len(cache)
+        (True, 3)
 
     Source:
         Shazeer (2019), section 2.4, for incremental inference. Chapters 07 and 17.
@@ -179,6 +194,11 @@ class MultiHeadAttention(nn.Module):
     Raises:
         TypeError: If a size is not an integer.
         ValueError: If the sizes do not divide.
+
+    Example:
+        >>> attention, x = MultiHeadAttention(width=8, heads=2), torch.zeros(1, 3, 8)
+        >>> tuple(attention(x).shape), tuple(attention.attention_weights(x).shape)
+        ((1, 3, 8), (1, 2, 3, 3))
 
     Source:
         Vaswani et al. (2017), section 3.2.2; Ainslie et al. (2023), section 2.2, for grouped heads.

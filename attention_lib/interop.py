@@ -51,6 +51,13 @@ def load_torch_state(module: nn.Module, state: State) -> None:
         ValueError: If the names do not fit, or the module has what the twin does not.
         RuntimeError: From PyTorch, if the shapes do not fit.
 
+    Example:
+        >>> ours, twin = MultiHeadAttention(4, 2), nn.MultiheadAttention(4, 2, batch_first=True)
+        >>> load_torch_state(ours, twin.state_dict())
+        >>> x = torch.eye(4)[None]
+        >>> torch.allclose(ours(x), twin(x, x, x)[0], atol=1e-5)
+        True
+
     Source:
         PyTorch documentation of the three classes. Chapters 07 and 09.
     """
@@ -84,6 +91,10 @@ def to_torch_state(module: nn.Module) -> dict[str, Tensor]:
         TypeError: If the module has no twin.
         ValueError: If the module has what the twin does not: ``kv_heads`` below ``heads``, a
             position, or other parameters such as those of a gate.
+
+    Example:
+        >>> sorted(to_torch_state(MultiHeadAttention(4, 2)))
+        ['in_proj_bias', 'in_proj_weight', 'out_proj.bias', 'out_proj.weight']
 
     Source:
         PyTorch documentation of the three classes. Chapters 07 and 09.

@@ -23,6 +23,14 @@ def capture_weights(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
         For the name of each attention module, the weights of each of its calls, (..., H, Tq, Tk),
         without gradient; filled while the model runs.
 
+    Example:
+        >>> import torch
+        >>> attention = MultiHeadAttention(4, 2)
+        >>> with capture_weights(attention) as captured:
+        ...     output = attention(torch.zeros(1, 3, 4))
+        >>> [tuple(weights.shape) for weights in captured[""]]
+        [(1, 2, 3, 3)]
+
     Source:
         Chapter 07.
     """

@@ -32,7 +32,8 @@ def temperature(scores: Sequence[float], labels: Sequence[str], *, description: 
     Source:
         Chapter 03.
     """
-    _check_labels(labels, len(scores))
+    if len(labels) != len(scores):
+        raise ValueError(f"labels must be {len(scores)} names, got {len(labels)}")
     steps = [0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0]
     data = {"scores": [float(score) for score in scores], "labels": list(labels)}
     return _live(
@@ -157,11 +158,6 @@ def _slider(name: str, label: str, values: Sequence[float], start: float) -> dic
 def _numbers(vector: Tensor) -> list[float]:
     """Numbers short enough for a page: what is shown has three decimals."""
     return [float(f"{number:.6g}") for number in vector.double().tolist()]
-
-
-def _check_labels(labels: Sequence[str], count: int) -> None:
-    if len(labels) != count:
-        raise ValueError(f"labels must be {count} names, got {len(labels)}")
 
 
 def _live(

@@ -40,6 +40,12 @@ def cross_entropy(
         ValueError: If the shapes or devices differ, a target is neither a token nor
             ``ignore_index``, or ``label_smoothing`` is not at least 0 and below 1.
 
+    Example:
+        >>> logits = torch.zeros(2, 4)  # four tokens, all alike
+        >>> loss = cross_entropy(logits, torch.tensor([3, -100]))  # the second does not count
+        >>> round(loss.item(), 3), round(loss.exp().item(), 3)
+        (1.386, 4.0)
+
     Source:
         Szegedy et al. (2016), section 7, for the smoothing; Vaswani et al. (2017), section 5.4.
         Chapter 06.

@@ -28,6 +28,13 @@ class Mask:
             query positions (Tq,) to the first and the last such key, (Tq,) each; a last key before
             the first means none. It says the same as the rule, and :meth:`tile` is quicker by it.
 
+    Example:
+        >>> even = Mask(lambda query, key: key % 2 == 0, "even")
+        >>> (even & causal()).dense(3, 3).long()
+        tensor([[1, 0, 0],
+                [1, 0, 0],
+                [1, 0, 1]])
+
     Source:
         The idea of a composable predicate follows PyTorch's FlexAttention. Chapters 03 and 05.
     """
@@ -156,6 +163,14 @@ def causal() -> Mask:
     Returns:
         The mask; aligned at the last position when Tq and Tk differ.
 
+    Example:
+        >>> causal().dense(3, 3).long()
+        tensor([[1, 0, 0],
+                [1, 1, 0],
+                [1, 1, 1]])
+        >>> causal().dense(1, 3).tolist()
+        [[True, True, True]]
+
     Source:
         Vaswani et al. (2017), section 3.2.3. Chapters 03 and 05.
     """
@@ -177,6 +192,10 @@ def padding(lengths: Integer[Tensor, "..."]) -> Mask:
     Raises:
         TypeError: If ``lengths`` is not an integer tensor.
         ValueError: If a length is negative.
+
+    Example:
+        >>> padding(torch.tensor([1, 3])).dense(1, 3).tolist()
+        [[[True, False, False]], [[True, True, True]]]
 
     Source:
         Chapters 03 and 05.
@@ -203,6 +222,13 @@ def sliding_window(before: int, after: int = 0) -> Mask:
     Raises:
         TypeError: If an argument is not an integer.
         ValueError: If an argument is negative.
+
+    Example:
+        >>> sliding_window(1).dense(4, 4).long()
+        tensor([[1, 0, 0, 0],
+                [1, 1, 0, 0],
+                [0, 1, 1, 0],
+                [0, 0, 1, 1]])
 
     Source:
         Beltagy, Peters and Cohan (2020), section 3.1. Chapter 05.
@@ -233,6 +259,13 @@ def prefix(lengths: Integer[Tensor, "..."]) -> Mask:
         TypeError: If ``lengths`` is not an integer tensor.
         ValueError: If a length is negative.
 
+    Example:
+        >>> prefix(torch.tensor(2)).dense(4, 4).long()
+        tensor([[1, 1, 0, 0],
+                [1, 1, 0, 0],
+                [1, 1, 1, 0],
+                [1, 1, 1, 1]])
+
     Source:
         Raffel et al. (2020), section 3.2.1, "causal with prefix". Chapter 05.
     """
@@ -257,6 +290,12 @@ def document(ids: Integer[Tensor, "... T"]) -> Mask:
     Raises:
         TypeError: If ``ids`` is not an integer tensor.
         ValueError: If an id is negative; from ``dense``, if there are positions without an id.
+
+    Example:
+        >>> document(torch.tensor([0, 0, 1])).dense(3, 3).long()
+        tensor([[1, 1, 0],
+                [1, 1, 0],
+                [0, 0, 1]])
 
     Source:
         Krell et al. (2021), on packing without cross-contamination. Chapter 05.
@@ -304,6 +343,10 @@ def for_torch_attention(
     Raises:
         TypeError: If ``heads`` or a length is not an integer.
         ValueError: If one of them is too small, or the mask has more than one leading dimension.
+
+    Example:
+        >>> for_torch_attention(causal(), 2, 2, heads=1).tolist()
+        [[False, True], [False, False]]
 
     Source:
         PyTorch documentation of ``torch.nn.MultiheadAttention``, ``attn_mask``. Chapter 05.

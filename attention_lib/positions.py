@@ -37,6 +37,11 @@ def sinusoidal_table(
         TypeError: If ``length``, ``width`` or ``offset`` is not an integer, ``base`` not a number.
         ValueError: If ``width`` is odd or an argument is too small.
 
+    Example:
+        >>> sinusoidal_table(2, 2).round(decimals=3)
+        tensor([[0.0000, 1.0000],
+                [0.8410, 0.5400]])
+
     Source:
         Vaswani et al. (2017), section 3.5. Chapter 08.
     """
@@ -55,6 +60,11 @@ class Sinusoidal(nn.Module):
     Raises:
         TypeError: If ``width`` is not an integer.
         ValueError: If ``width`` is odd or less than 2, or ``base`` is not above 0.
+
+    Example:
+        >>> x = torch.ones(3, 4)
+        >>> torch.equal(Sinusoidal(4)(x), x + sinusoidal_table(3, 4))
+        True
 
     Source:
         Vaswani et al. (2017), section 3.5. Chapter 08.
@@ -83,6 +93,11 @@ class Learned(nn.Module):
     Raises:
         TypeError: If an argument is not an integer.
         ValueError: If an argument is less than 1; from ``forward``, if a position has no vector.
+
+    Example:
+        >>> positions, x = Learned(length=10, width=4), torch.ones(3, 4)
+        >>> torch.equal(positions(x, offset=2), x + positions.table[2:5])
+        True
 
     Source:
         Gehring et al. (2017), section 3.1; Devlin et al. (2019), section 3. Chapter 08.
@@ -113,6 +128,11 @@ class Position(nn.Module):
 
     Subclasses override :meth:`rotate`, which changes queries and keys before they meet, or
     :meth:`bias`, which adds to the scores. Chapter 08.
+
+    Example:
+        >>> query, key = Position().rotate(torch.ones(1, 2), torch.zeros(1, 2))
+        >>> query.tolist(), key.tolist()
+        ([[1.0, 1.0]], [[0.0, 0.0]])
 
     Source:
         Chapter 08.
@@ -149,6 +169,12 @@ class Rotary(Position):
     Raises:
         TypeError: If ``head_width`` is not an integer.
         ValueError: If ``head_width`` is odd or less than 2, or ``base`` is not above 0.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0]] * 3)
+        >>> query, key = Rotary(2).rotate(x, x)
+        >>> (query[:1] @ key.mT).round(decimals=3)  # the cosines of the distances 0, 1 and 2
+        tensor([[ 1.0000,  0.5400, -0.4160]])
 
     Source:
         Su et al. (2021), section 3.2, equations 14 and 15. Chapter 08.
@@ -192,6 +218,10 @@ def half_from_interleaved(x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         TypeError: If ``x`` is not a floating-point tensor.
         ValueError: If D is odd.
 
+    Example:
+        >>> half_from_interleaved(torch.arange(6.0)).tolist()
+        [0.0, 2.0, 4.0, 1.0, 3.0, 5.0]
+
     Source:
         Su et al. (2021), equation 15, for the interleaved layout. Chapter 08.
     """
@@ -213,6 +243,10 @@ def interleaved_from_half(x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
     Raises:
         TypeError: If ``x`` is not a floating-point tensor.
         ValueError: If D is odd.
+
+    Example:
+        >>> interleaved_from_half(half_from_interleaved(torch.arange(6.0))).tolist()
+        [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
 
     Source:
         Su et al. (2021), equation 15. Chapter 08.
@@ -241,6 +275,10 @@ def alibi_slopes(heads: int) -> Float[Tensor, " H"]:
         TypeError: If ``heads`` is not an integer.
         ValueError: If ``heads`` is less than 1.
 
+    Example:
+        >>> alibi_slopes(4).tolist()
+        [0.25, 0.0625, 0.015625, 0.00390625]
+
     Source:
         Press, Smith and Lewis (2022), section 3. Chapter 08.
     """
@@ -265,6 +303,10 @@ class Alibi(Position):
     Raises:
         TypeError: If ``heads`` is not an integer.
         ValueError: If ``heads`` is less than 1.
+
+    Example:
+        >>> Alibi(8).bias(1, 3, offset=3)[0].tolist()  # the first head, of slope 1/2
+        [[-1.5, -1.0, -0.5]]
 
     Source:
         Press, Smith and Lewis (2022), section 3. Chapter 08.
@@ -299,6 +341,12 @@ class RelativeBias(Position):
     Raises:
         TypeError: If an argument is not an integer.
         ValueError: If an argument is less than 1.
+
+    Example:
+        >>> relative = RelativeBias(heads=1, reach=1)
+        >>> relative.table.data[:] = torch.tensor([[-1.0, 0.0, 1.0]])
+        >>> relative.bias(3, 3).tolist()
+        [[[0.0, 1.0, 1.0], [-1.0, 0.0, 1.0], [-1.0, -1.0, 0.0]]]
 
     Source:
         Raffel et al. (2020), section 2.1, for the scalar a head; Shaw, Uszkoreit and Vaswani

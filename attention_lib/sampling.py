@@ -34,6 +34,10 @@ def keep_top_k(logits: Float[Tensor, "... V"], k: int) -> Float[Tensor, "... V"]
         TypeError: If ``logits`` is not a floating-point tensor or ``k`` not an integer.
         ValueError: If ``k`` is below 1.
 
+    Example:
+        >>> keep_top_k(torch.tensor([1.0, 3.0, 2.0]), 2).tolist()
+        [-inf, 3.0, 2.0]
+
     Source:
         Fan, Lewis and Dauphin (2018), section 5.4. Chapter 11.
     """
@@ -59,6 +63,10 @@ def keep_top_p(logits: Float[Tensor, "... V"], p: float) -> Float[Tensor, "... V
     Raises:
         TypeError: If ``logits`` is not a floating-point tensor or ``p`` not a number.
         ValueError: If ``p`` is not above 0 and at most 1.
+
+    Example:
+        >>> keep_top_p(torch.tensor([0.5, 0.3, 0.2]).log(), 0.7).exp().round(decimals=3)
+        tensor([0.5000, 0.3000, 0.0000])
 
     Source:
         Holtzman et al. (2020), section 3.1, equation 2. Chapter 11.
@@ -109,6 +117,12 @@ def sample(
     Raises:
         TypeError: If a number has the wrong type.
         ValueError: If a number is out of range.
+
+    Example:
+        >>> step = lambda tokens, state: (torch.eye(4)[tokens + 1], state)  # the next number
+        >>> start, generator = torch.tensor([0]), torch.Generator().manual_seed(0)
+        >>> [token.item() for token in sample(step, None, start, 3, generator=generator, top_k=1)]
+        [1, 2, 3]
 
     Source:
         Holtzman et al. (2020), sections 3.1 to 3.3. Chapter 11.

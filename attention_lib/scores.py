@@ -37,6 +37,12 @@ def dot(
         TypeError: If an argument is not a floating-point tensor, or the dtypes differ.
         ValueError: If ranks, widths, leading dimensions or devices do not fit.
 
+    Example:
+        >>> query = torch.tensor([[1.0, 2.0]])
+        >>> key = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+        >>> dot(query, key).tolist()
+        [[11.0, 2.0]]
+
     Source:
         Luong, Pham and Manning (2015), section 3.1, case "dot". Chapter 02.
     """
@@ -62,6 +68,12 @@ def scaled_dot(
     Raises:
         TypeError: If an argument is not a floating-point tensor, or the dtypes differ.
         ValueError: If ranks, widths, leading dimensions or devices do not fit.
+
+    Example:
+        >>> query = torch.tensor([[1.0, 1.0, 1.0, 1.0]])  # a width of 4: the dot product is halved
+        >>> key = torch.tensor([[2.0, 2.0, 2.0, 0.0]])
+        >>> scaled_dot(query, key).tolist()
+        [[3.0]]
 
     Source:
         Vaswani et al. (2017), equation 1. Chapter 02.
@@ -90,6 +102,12 @@ def cosine(
     Raises:
         TypeError: If an argument is not a floating-point tensor, or the dtypes differ.
         ValueError: If ranks, widths, leading dimensions or devices do not fit.
+
+    Example:
+        >>> query = torch.tensor([[2.0, 0.0]])
+        >>> key = torch.tensor([[5.0, 0.0], [3.0, 4.0], [0.0, 1.0], [-1.0, 0.0]])
+        >>> cosine(query, key).round(decimals=3)
+        tensor([[ 1.0000,  0.6000,  0.0000, -1.0000]])
 
     Source:
         Graves, Wayne and Danihelka (2014), equation 6. Chapter 02.
@@ -121,6 +139,12 @@ def pearson(
         TypeError: If an argument is not a floating-point tensor, or the dtypes differ.
         ValueError: If ranks, widths, leading dimensions or devices do not fit.
 
+    Example:
+        >>> query = torch.tensor([[1.0, 2.0, 3.0]])
+        >>> key = torch.tensor([[10.0, 20.0, 30.0], [9.0, 8.0, 7.0], [5.0, 5.0, 5.0]])
+        >>> pearson(query, key).round(decimals=3).tolist()
+        [[1.0, -1.0, 0.0]]
+
     Source:
         Pearson (1896). Chapter 01.
     """
@@ -149,6 +173,12 @@ def spearman(
     Raises:
         TypeError: If an argument is not a floating-point tensor, or the dtypes differ.
         ValueError: If ranks, widths, leading dimensions or devices do not fit.
+
+    Example:
+        >>> query = torch.tensor([[1.0, 2.0, 3.0]])
+        >>> key = torch.tensor([[1.0, 10.0, 100.0], [3.0, 1.0, 2.0]])
+        >>> spearman(query, key).round(decimals=3).tolist()
+        [[1.0, -0.5]]
 
     Source:
         Spearman (1904). Chapter 01.
@@ -179,6 +209,12 @@ def gaussian(
     Raises:
         TypeError: If an argument is not a floating-point tensor, or the dtypes differ.
         ValueError: If ranks, widths, leading dimensions or devices do not fit.
+
+    Example:
+        >>> query = torch.tensor([[0.0, 0.0]])
+        >>> key = torch.tensor([[3.0, 4.0], [1.0, 0.0]])  # at distances 5 and 1
+        >>> gaussian(query, key).tolist()
+        [[-12.5, -0.5]]
 
     Source:
         Nadaraya (1964); Watson (1964). Chapter 02.
@@ -220,6 +256,12 @@ def bilinear(
         TypeError: If an argument is not a floating-point tensor, or the dtypes differ.
         ValueError: If ranks, widths, leading dimensions or devices do not fit.
 
+    Example:
+        >>> query, key = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 1.0, 1.0]])
+        >>> weight = torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 0.0]])
+        >>> bilinear(query, key, weight).tolist()
+        [[9.0]]
+
     Source:
         Luong, Pham and Manning (2015), section 3.1, case "general". Chapter 02.
     """
@@ -254,6 +296,12 @@ def additive(
     Raises:
         TypeError: If an argument is not a floating-point tensor, or the dtypes differ.
         ValueError: If ranks, widths, leading dimensions or devices do not fit.
+
+    Example:
+        >>> query, key = torch.tensor([[1.0]]), torch.tensor([[-1.0], [99.0]])
+        >>> one, vector = torch.ones(1, 1), torch.tensor([2.0])
+        >>> additive(query, key, one, one, vector).tolist()  # 2 tanh(0) and 2 tanh(100)
+        [[0.0, 2.0]]
 
     Source:
         Bahdanau, Cho and Bengio (2015), section A.1.2. Chapter 02.

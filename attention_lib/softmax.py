@@ -41,6 +41,13 @@ def softmax(
         ValueError: If ``mask`` does not broadcast or is on another device, or ``temperature`` is
             not a finite number above 0 in the range of float32.
 
+    Example:
+        >>> scores = torch.tensor([1.0, 1.0, 2.0]).log()
+        >>> softmax(scores).round(decimals=3)
+        tensor([0.2500, 0.2500, 0.5000])
+        >>> softmax(scores, torch.tensor([True, True, False])).tolist()
+        [0.5, 0.5, 0.0]
+
     Source:
         Bridle (1990), for the name and the normalisation. Chapter 03.
     """
@@ -77,6 +84,10 @@ def entropy(weights: Float[Tensor, "... Tk"]) -> Float[Tensor, "..."]:
     Raises:
         TypeError: If ``weights`` is not a floating-point tensor.
         ValueError: If a weight is negative.
+
+    Example:
+        >>> entropy(torch.tensor([[1.0, 0.0], [0.5, 0.5]])).round(decimals=3)
+        tensor([0.0000, 0.6930])
 
     Source:
         Shannon (1948), section 6. Chapter 03.

@@ -24,6 +24,11 @@ class Subwords:
     Args:
         tokenizer: A trained tokenizer; use :meth:`train` or :meth:`load` to get one.
 
+    Example:
+        >>> subwords = Subwords.train(["low low lower lower"], size=20)
+        >>> len(subwords.encode("low")), subwords.decode(subwords.encode("lower low"))
+        (1, 'lower low')
+
     Source:
         Sennrich, Haddow and Birch (2016), section 3.2. Chapter 06.
     """
@@ -137,6 +142,11 @@ def pad(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B T"], Int[Tensor, 
 
     Raises:
         ValueError: If there is no row.
+
+    Example:
+        >>> tensor, lengths = pad([[5, 6, 7], [8]])
+        >>> tensor.tolist(), lengths.tolist()
+        ([[5, 6, 7], [8, 0, 0]], [3, 1])
 
     Source:
         Chapter 06.

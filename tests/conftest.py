@@ -51,13 +51,10 @@ def global_random_state() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def blank_page() -> Iterator["Page"]:
     """An empty page of a headless browser, for what runs in a page."""
-    from playwright.sync_api import sync_playwright
-    from test_pages import CHROMIUM
+    from browser import chromium
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser.new_page(viewport={"width": 800, "height": 700})
-        browser.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

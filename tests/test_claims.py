@@ -12,6 +12,7 @@ from notebook_form import first_cell, notebooks
 NOTEBOOKS = {path.stem: path for path in notebooks()}
 
 
+@pytest.mark.timeout(1800)  # it runs most of a chapter, some cells many times
 @pytest.mark.usefixtures("no_shape_hook")  # a reader's kernel has no shape checks either
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_every_claim_turns_false_under_the_fault_it_names(name: str):

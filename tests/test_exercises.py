@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from attention_lib import exercises
-from attention_lib.exercises import Case, check_against, check_answers, check_cases
+from attention_lib.exercises import Case, Report, check_against, check_answers, check_cases
+from attention_lib.exercises.report import counted
 
 ANSWERS = sorted(path.stem for path in Path(__file__).parent.glob("answers_*.py"))
 # Name -> (check, right answer, {what is wrong: (wrong answer, a word of the message it must draw)})
@@ -61,6 +62,23 @@ def test_every_check_of_every_chapter_is_tested():
     public = {f for m in modules for n, f in vars(m).items() if n.startswith("check_")}
     helpers = {check_against, check_answers, check_cases}
     assert public - helpers == {check for check, _, _ in CHECKS.values()}
+
+
+def test_a_check_that_passes_says_what_is_open_and_one_that_fails_does_not():
+    def check_one(answer: int) -> Report:
+        return Report(answer == 1, "Passed." if answer == 1 else "Not one.")
+
+    def check_the_other(answer: int) -> Report:
+        return Report(answer == 2, "Passed: it is two.")
+
+    one, other = counted(check_one), counted(check_the_other)
+    assert one(3).message == "Not one."
+    progress = "Progress: 1 of 2 checks of this chapter. Still open: the other."
+    assert one(1) == Report(True, f"Passed.\n{progress}")
+    assert one(3).message == "Not one."  # and what has passed stays passed
+    assert one(1).message == f"Passed.\n{progress}"
+    assert other(2).message == "Passed: it is two.\nProgress: 2 of 2 checks of this chapter."
+    assert (one.__name__, one.__module__) == ("check_one", __name__)
 
 
 def test_report_shows_input_expected_got_and_hint():

@@ -117,6 +117,21 @@ def test_each_departure_is_named(notebook: NotebookNode, departure: str):
     assert any(departure in found for found in departures(notebook)), departures(notebook)
 
 
+def test_the_code_of_solutions_is_folded_and_no_other():
+    notebook = tiny(
+        code("stub()"),
+        new_markdown_cell(":::{solution-start} ex-a\n:::"),
+        code("answer()"),
+        new_markdown_cell("Then:"),
+        code("check()"),
+        new_markdown_cell(":::{solution-end}\n:::"),
+        code("after()"),
+    )
+    folded = {cell.source: cell.metadata for cell in notebook.cells if cell.metadata.get("jupyter")}
+    assert list(folded) == ["answer()", "check()"]
+    assert folded["answer()"] == {"jupyter": {"source_hidden": True}, "cellView": "form"}
+
+
 def test_a_file_that_was_edited_by_hand_is_not_normal():
     notebook = healthy()
     assert departures(notebook, dumps(notebook) + "\n") == ["not normalised: run `make normalise`"]

@@ -12,6 +12,7 @@ from notebook_parts import (
     exercise_problems,
     figure_of,
     figure_problems,
+    help_problems,
     problems,
 )
 from tiny import FIGURE, code, png, stream
@@ -20,6 +21,7 @@ EXERCISE = ":::{exercise} Title\n:label: ex-a\n\nText.\n:::"
 START = ":::{solution-start} ex-a\n:class: dropdown\n:::"
 END = ":::{solution-end}\n:::"
 STUB = ("def f(): return None\ncheck_f(f)", "Not attempted yet.")
+QUESTION = "**Q1.** Why?\n\n<details><summary>Answer</summary>\n\nSo.\n\n</details>"
 SOLUTION = ("def f(): return 1\ncheck_f(f)", "Passed: all 3 cases.")
 
 
@@ -100,11 +102,12 @@ def chapter(**replaced: str) -> Page:
         "box": ":::{admonition} In this chapter\nx\n:::",
         "body": "## One\n### Two",
         "exercises": "## Exercises",
+        "questions": "## Questions\n\n" + "\n\n".join(QUESTION for _ in range(5)),
         "summary": "## Summary\n| key | 键 |",
         "reading": "## Further reading\n{cite:t}`a` {cite:t}`b`",
     } | replaced
     cells = [new_markdown_cell(text) for text in parts.values()]
-    return Page.of_notebook("a", new_notebook(cells=cells))
+    return Page.of_notebook("07_a", new_notebook(cells=cells))
 
 
 @pytest.mark.parametrize(
@@ -115,6 +118,8 @@ def chapter(**replaced: str) -> Page:
         ("body", "## One\n#### Two", "'Two' skips a level"),
         ("body", "# One", "one heading of level 1"),
         ("exercises", "", "must stand in this order"),
+        ("questions", "", "must stand in this order"),
+        ("questions", f"## Questions\n\n{QUESTION}", "1 questions with an answer, must be 5"),
         ("summary", "## Summary", "no table of terms"),
         ("reading", "## Further reading\n{cite:t}`a`", "fewer than 2 citations"),
     ],
@@ -127,6 +132,36 @@ def test_a_missing_part_is_seen(part: str, text: str, problem: str):
 
 def test_a_chapter_too_short_and_a_cell_too_long_are_seen():
     cells = [new_markdown_cell("# Title"), code("x = 1\n" * 31)]
-    found = problems(Page.of_notebook("a", new_notebook(cells=cells)))
+    found = problems(Page.of_notebook("07_a", new_notebook(cells=cells)))
     for problem in ("1 words of prose", "1 code cells", "31 lines", "0 exercises"):
         assert any(problem in entry for entry in found), (problem, found)
+
+
+def test_a_notebook_without_a_number_needs_no_parts_of_a_chapter():
+    cells = [new_markdown_cell("# Clinic"), *(code("x = 1") for _ in range(12))]
+    assert problems(Page.of_notebook("clinic", new_notebook(cells=cells))) == []
+    cells[0] = new_markdown_cell(f"# Bugs\n\n{EXERCISE}")
+    assert any(
+        "4 are needed" in p for p in problems(Page.of_notebook("b", new_notebook(cells=cells)))
+    )
+
+
+LEVEL = "*easy · 5 minutes*"
+HINTS = "\n\n".join(f"<details><summary>Hint {n}</summary>\n\nx\n\n</details>" for n in (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("level", "hints", "problem"),
+    [
+        (LEVEL, HINTS, None),
+        ("*hard · 60 minutes*", HINTS + "\n\n" + HINTS, None),
+        ("easy, 5 minutes", HINTS, "ex-a needs one line such as"),
+        ("*easy · 0 minutes*", HINTS, "ex-a needs one line such as"),
+        (LEVEL, HINTS.replace("Hint 2", "More"), "ex-a has 1 hints"),
+        (LEVEL, "", "ex-a has 0 hints"),
+    ],
+)
+def test_an_exercise_without_help_is_seen(level: str, hints: str, problem: str | None):
+    text = EXERCISE.replace("Text.", f"{level}\n\nText.\n\n{hints}\n")
+    found = list(help_problems(Page("a", text)))
+    assert (found == []) if problem is None else (len(found) == 1 and problem in found[0]), found

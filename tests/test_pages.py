@@ -7,23 +7,19 @@ that helps. Set CHROMIUM to a binary with another name.
 import functools
 import gzip
 import http.server
-import os
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+from urllib.parse import quote, unquote, urldefrag, urljoin, urlsplit
 
-import axe_playwright_python
 import pytest
+from accessibility import violations
+from browser import CHROMIUM, MISSING, chromium
 from bs4 import BeautifulSoup
-from playwright.sync_api import Browser, BrowserContext, Page, Response, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Response
 
 SITE = Path(__file__).resolve().parent.parent / "_build" / "html"
-AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 WIDTHS = {"wide": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
 LIMIT = 1_500_000  # bytes of a first view, texts compressed as a web server sends them
 TEXTS = ("text/", "application/javascript", "image/svg")
@@ -44,11 +40,7 @@ pytestmark = [
     pytest.mark.pages,
     pytest.mark.skipif(not PAGES, reason="the book is not built: run `make book`"),
 ]
-needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None,
-    reason="no Chromium found, the pages were NOT opened: on Debian and Ubuntu run "
-    "`apt install chromium`, or set CHROMIUM to a browser's path",
-)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -69,11 +61,8 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -115,17 +104,6 @@ class Visit:
     def set_theme(self, theme: str) -> None:
         self.page.emulate_media(color_scheme=theme)
         self.page.wait_for_function("t => document.documentElement.dataset.theme === t", arg=theme)
-
-    def violations(self) -> list[str]:
-        """What axe-core finds, one line for each rule and element."""
-        if not self.page.evaluate("() => 'axe' in window"):
-            self.page.evaluate(AXE)
-        found = self.page.evaluate("() => axe.run({preload: false, resultTypes: ['violations']})")
-        return [
-            f"{rule['id']}: {node['html'][:200]}"
-            for rule in found["violations"]
-            for node in rule["nodes"]
-        ]
 
 
 @functools.cache
@@ -206,7 +184,7 @@ def test_page_is_quiet_local_accessible_and_fits(
             visit.set_theme(theme)
             too_wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
             assert too_wide <= 0, f"{theme}: {too_wide} pixels wider than the window"
-            assert visit.violations() == [], theme
+            assert violations(visit.page) == [], theme
         assert visit.complaints == []
     finally:
         page.close()
@@ -239,6 +217,92 @@ def test_search_finds_a_term(address: str, contexts: dict[str, BrowserContext]) 
     targets = visit.page.locator("#search-results li a").evaluate_all("l => l.map(a => a.href)")
     visit.page.close()
     assert any("chapters/reference.html" in target for target in targets), targets
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("query", "section"),
+    [
+        ("mask polarity", "faq.html#mask-polarity-does-true-mean-attend-or-ignore"),
+        ("why sqrt(d)", "faq.html#why-sqrt-d-why-are-scores-divided-by-the-root-of-the-width"),
+        ("NaN", "faq.html#why-nan-attention-returns-nan"),
+    ],
+)
+def test_search_leads_into_the_section_that_answers(
+    query: str, section: str, address: str, contexts: dict[str, BrowserContext]
+) -> None:
+    page = Visit(contexts["wide"], f"{address}search.html?q={quote(query)}").page
+    page.wait_for_selector("#search-results li a")
+    page.locator("#search-results li a").first.click()
+    page.wait_for_load_state()
+    landed = urlsplit(page.url)
+    there = page.evaluate(
+        "id => document.getElementById(id).closest('section').id", unquote(landed.fragment)
+    )
+    page.close()
+    assert f"{Path(landed.path).name}#{there}" == section
+
+
+@needs_chromium
+def test_what_a_reader_has_done_is_kept_and_summed_up(address: str, browser: Browser) -> None:
+    context = browser.new_context(viewport=WIDTHS["phone"])
+    page = Visit(context, address + "chapters/07_heads.html").page
+    summary = page.get_by_role("status").filter(has_text="Kept in this browser")
+    assert "0 of 5 exercises, 0 of 5 questions" in summary.inner_text()
+    page.locator(".exercise label.done input").nth(1).check()
+    page.locator("#questions details").first.evaluate("fold => { fold.open = true; }")
+    page.locator("#questions label.done input").first.check()
+    assert "1 of 5 exercises, 1 of 5 questions" in summary.inner_text()
+    page.reload()
+    assert page.locator(".exercise label.done input").nth(1).is_checked()
+    page.goto(address + "chapters/index.html")
+    assert page.locator("small.progress").all_inner_texts() == ["2 of 10 done"]
+    page.goto(address + "chapters/07_heads.html")
+    page.get_by_role("button", name="Clear this page").click()
+    assert "0 of 5 exercises, 0 of 5 questions" in summary.inner_text()
+    page.goto(address + "chapters/index.html")
+    assert page.locator("small.progress").count() == 0
+    context.close()
+
+
+EXPLORED = [f"chapters/{name}.html" for name in (
+    "04_attention", "06_seq2seq", "07_heads", "10_transformer",
+    "11_gpt", "12_bert", "13_vit", "14_detr",
+)]  # fmt: skip
+LIVE = [f"chapters/{name}.html" for name in ("02_scores", "03_softmax", "08_positions")]
+LIVE.append("chapters/18_approximate.html")
+
+
+@needs_chromium
+@pytest.mark.parametrize("name", EXPLORED)
+def test_explorer_runs_in_the_page_and_has_a_picture_without_scripts(
+    name: str, address: str, browser: Browser, contexts: dict[str, BrowserContext]
+) -> None:
+    page = Visit(contexts["wide"], address + name).page
+    explorer = page.locator(".attention-explorer")
+    before = explorer.get_by_role("status").inner_text()
+    explorer.get_by_role("radiogroup", name="query").get_by_role("radio").first.focus()
+    explorer.get_by_role("radiogroup", name="head").get_by_role("radio").last.focus()
+    assert explorer.get_by_role("status").inner_text() != before
+    page.close()
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(address + name)
+    assert page.locator(".attention-explorer .still img").is_visible()
+    context.close()
+
+
+@needs_chromium
+@pytest.mark.parametrize("name", LIVE)
+def test_live_computation_runs_in_the_page(
+    name: str, address: str, contexts: dict[str, BrowserContext]
+) -> None:
+    page = Visit(contexts["phone"], address + name).page
+    live = page.locator(".attention-live")
+    before = live.locator("output").inner_text()
+    live.get_by_role("slider").first.press("End")
+    assert live.locator("output").inner_text() != before
+    page.close()
 
 
 @needs_chromium

@@ -125,3 +125,12 @@ def test_blanking_keeps_positions_and_words_are_counted_without_code():
     text = "One `two` $three$ four.\n\n```\nfive\n```\nSix's seven-eight."
     assert len(prose(text)) == len(text)
     assert words([new_markdown_cell(text)]) == 4
+    folded = "<details><summary>Hint 1</summary>\n\nnot counted\n\n</details>"
+    assert words([new_markdown_cell(f"{text}\n\n{folded}")]) == 4
+
+
+def test_what_is_folded_away_must_be_printed_too_but_its_headings_need_not():
+    text = "*easy · 15 minutes*\n\n<details><summary>Hint 7</summary>\n\n{}\n\n</details>"
+    for inside, missing in (("one", []), ("It is 640.", ["640"])):
+        notebook = new_notebook(cells=[new_markdown_cell(text.format(inside))])
+        assert [number.token for number in unprinted_numbers(notebook)] == missing

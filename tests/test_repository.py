@@ -153,6 +153,31 @@ OF_ONE_MACHINE = re.compile(
 )
 
 
+PICKLE = re.compile(
+    r"\b(?:import|from) (?:pickle|cPickle|dill|joblib|shelve|marshal)\b"
+    r"|\bpickle\.loads?\b|allow_pickle\s*=\s*True|(?<!safetensors\.)\btorch\.load\("
+)
+
+
+def test_nothing_is_loaded_with_pickle():
+    found = {path.name for path, text in texts().items() if PICKLE.search(text)}
+    assert found == {Path(__file__).name}  # the lines below
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("model = torch.load(path)", True),
+        ("import pickle", True),
+        ("np.load(file, allow_pickle=True)", True),
+        ("p = safetensors.torch.load(data)", False),
+        ("np.load(file)", False),
+    ],
+)
+def test_a_pickle_is_recognised(line: str, found: bool):
+    assert bool(PICKLE.search(line)) == found
+
+
 def test_no_file_speaks_of_one_machine():
     found = {
         str(path.relative_to(ROOT)): match[0]

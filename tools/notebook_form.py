@@ -22,6 +22,9 @@ MAX_DPI = 100
 # Calls that may end a cell without showing anything.
 SILENT_CALLS = {"use_style"}
 KEPT_CELL_METADATA = ("mystnb", "reason", "tags")
+# How JupyterLab and VS Code, and Colab, are told to fold the code of a solution.
+FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form"}
+SOLUTION = re.compile(r"^:{3,}\{solution-(start|end)\}", re.M)
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python", "pygments_lexer": "ipython3"},
@@ -107,11 +110,16 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
     result.metadata = nbformat.from_dict(METADATA)
     result.cells = [cell for cell in result.cells if cell.source.strip()]
     taken: set[str] = set()
+    in_solution = False
     for cell in result.cells:
         cell.source = cell.source.strip("\n")
         cell.metadata = nbformat.from_dict(
             {key: cell.metadata[key] for key in KEPT_CELL_METADATA if cell.metadata.get(key)}
         )
+        if cell.cell_type == "markdown" and (fences := SOLUTION.findall(cell.source)):
+            in_solution = fences[-1] == "start"
+        if cell.cell_type == "code" and in_solution:
+            cell.metadata.update(copy.deepcopy(FOLDED))
         cell.pop("attachments", None)
         if not CELL_ID.fullmatch(cell.get("id", "")) or cell.id in taken:
             cell.id = derived_id(cell, taken)

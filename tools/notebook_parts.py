@@ -12,9 +12,12 @@ from notebook_prose import NOT_PROSE, headings, words
 from pybtex.database import parse_file
 
 MAX_CELL_LINES = 30
-CODE_CELLS = range(12, 46)
+CODE_CELLS = range(12, 48)
 WORDS = range(1_500, 4_501)
 MIN_EXERCISES = 4
+SECTIONS = ["Exercises", "Questions", "Summary", "Further reading"]
+MIN_HINTS = 2
+QUESTIONS = 5
 MIN_READINGS = 2
 
 ROLE_OR_CODE = re.compile(r"(\{[\w:-]+\}`[^`]*`)|(`+)(?!`).+?(?<!`)\2(?!`)")
@@ -23,6 +26,12 @@ EXERCISE = re.compile(
     r"^:{3,}\{(?P<kind>exercise|solution-start|solution-end)\} *(?P<argument>[^\n]*)"
     r"(?P<options>(?:\n:[\w-]+:[^\n]*)*)",
     re.M,
+)
+EXERCISE_BLOCK = re.compile(r"^(:{3,})\{exercise\}.*?^\1$", re.M | re.S)
+LEVEL = re.compile(r"^\*(?:easy|medium|hard) · [1-9]\d* minutes\*$", re.M)
+HINT = re.compile(r"^<details><summary>Hint \w</summary>\n\n.+?\n\n</details>$", re.M | re.S)
+ANSWER = re.compile(
+    r"^\*\*Q\d\.\*\* .+?\n\n<details><summary>Answer</summary>\n\n.+?\n\n</details>$", re.M | re.S
 )
 LABEL_OPTION = re.compile(r"^:(?:label|name): *(\S+)", re.M)
 TARGET = re.compile(r"^\(([\w:-]+)\)=$|\$\$ *\(([\w:-]+)\) *$", re.M)
@@ -99,16 +108,22 @@ def _heading_problems(cells: tuple[NotebookNode, ...]) -> Iterator[str]:
     for (before, _), (level, title) in pairwise(levels):
         if level > before + 1:
             yield f"the heading {title!r} skips a level"
-    titles = [title for level, title in levels if level == 2]
-    required = ["Exercises", "Summary", "Further reading"]
-    if [title for title in titles if title in required] != required:
-        yield f"the sections {required} must stand in this order, got {titles}"
 
 
 def section(page: Page, title: str) -> str:
     """The text below a level-2 heading, up to the next one."""
     parts = re.split(r"^## +", page.markdown, flags=re.M)
     return next((part for part in parts if part.split("\n")[0].strip() == title), "")
+
+
+def help_problems(page: Page) -> Iterator[str]:
+    """Exercises without level, time or hints."""
+    for exercise in EXERCISE_BLOCK.finditer(page.markdown):
+        label = (LABEL_OPTION.findall(exercise[0]) or ["an exercise"])[0]
+        if len(LEVEL.findall(exercise[0])) != 1:
+            yield f"{label} needs one line such as '*easy · 5 minutes*'"
+        if (count := len(HINT.findall(exercise[0]))) < MIN_HINTS:
+            yield f"{label} has {count} hints, at least {MIN_HINTS} are needed"
 
 
 def exercise_problems(cells: tuple[NotebookNode, ...]) -> Iterator[str]:
@@ -174,23 +189,39 @@ def figure_problems(cells: tuple[NotebookNode, ...]) -> Iterator[str]:
             yield f"cell {cell.id}: a figure needs a name that begins with fig-"
 
 
-def problems(page: Page) -> list[str]:
-    """Every required part that a chapter lacks."""
-    found = [*_heading_problems(page.cells), *exercise_problems(page.cells)]
-    found += figure_problems(page.cells)
-    if not BOX.search(re.split(r"^## ", page.markdown, flags=re.M)[0]):
-        found.append("no box 'In this chapter' before the first section")
-    if not TABLE_WITH_CHINESE.search(section(page, "Summary")):
-        found.append("no table of terms with Chinese in the summary")
-    if len(CITATION.findall(section(page, "Further reading"))) < MIN_READINGS:
-        found.append(f"fewer than {MIN_READINGS} citations under 'Further reading'")
-    code = [cell for cell in page.cells if cell.cell_type == "code"]
+def cell_problems(cells: tuple[NotebookNode, ...]) -> Iterator[str]:
+    """Too few or too many code cells, and cells longer than a screen."""
+    code = [cell for cell in cells if cell.cell_type == "code"]
     if len(code) not in CODE_CELLS:
-        found.append(f"{len(code)} code cells, must be {CODE_CELLS[0]}-{CODE_CELLS[-1]}")
+        yield f"{len(code)} code cells, must be {CODE_CELLS[0]}-{CODE_CELLS[-1]}"
     for cell in code:
         if (lines := len(cell.source.splitlines())) > MAX_CELL_LINES:
-            found.append(f"cell {cell.id} has {lines} lines, at most {MAX_CELL_LINES} are allowed")
-    count = words(page.cells)
+            yield f"cell {cell.id} has {lines} lines, at most {MAX_CELL_LINES} are allowed"
+
+
+def chapter_problems(page: Page) -> Iterator[str]:
+    """Every required part that a chapter lacks."""
+    titles = re.findall(r"^## +(.*?) *$", page.markdown, flags=re.M)
+    if [title for title in titles if title in SECTIONS] != SECTIONS:
+        yield f"the sections {SECTIONS} must stand in this order, got {titles}"
+    if not BOX.search(re.split(r"^## ", page.markdown, flags=re.M)[0]):
+        yield "no box 'In this chapter' before the first section"
+    if (count := len(ANSWER.findall(section(page, "Questions")))) != QUESTIONS:
+        yield f"{count} questions with an answer, must be {QUESTIONS}"
+    if not TABLE_WITH_CHINESE.search(section(page, "Summary")):
+        yield "no table of terms with Chinese in the summary"
+    if len(CITATION.findall(section(page, "Further reading"))) < MIN_READINGS:
+        yield f"fewer than {MIN_READINGS} citations under 'Further reading'"
+    count = words(cell for cell in page.cells if not cell.source.startswith("## Questions"))
     if count not in WORDS:
-        found.append(f"{count} words of prose, must be {WORDS[0]}-{WORDS[-1]}")
-    return found
+        yield f"{count} words of prose, must be {WORDS[0]}-{WORDS[-1]}"
+
+
+def problems(page: Page) -> list[str]:
+    """Everything that a notebook lacks; one whose name begins with a number is a chapter."""
+    found = [*_heading_problems(page.cells), *cell_problems(page.cells)]
+    found += figure_problems(page.cells)
+    is_chapter = page.name[0].isdigit()
+    if is_chapter or EXERCISE.search(page.markdown):
+        found += [*exercise_problems(page.cells), *help_problems(page)]
+    return found + (list(chapter_problems(page)) if is_chapter else [])

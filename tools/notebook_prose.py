@@ -21,6 +21,7 @@ NOT_PROSE = [
         r"^:{3,}\{solution[\w-]*\}.*?$|^:{3,}(?:\{[\w-]+\})?",  # directives, but not their titles
         r"^:[\w-]+:.*?$|^\([\w-]+\)=$",  # options, targets
         r"^# \d+\w*",  # the chapter's number in its title
+        r"^\*(?:easy|medium|hard) · \d+ minutes\*$|<summary>.*?</summary>",  # about exercises
         r"\$\$.+?\$\$|(?<![\\$])\$(?!\s)(?:(?!\n\n).)+?(?<![\\\s])\$",  # mathematics
         r"\{[\w:-]+\}`[^`]*`|(`+)(?!`).+?(?<!`)\1(?!`)",  # roles, inline code
         r"\]\([^)\s]*\)|<?https?://[^\s>)]+>?|</?[a-zA-Z][^>\n]*>",  # link targets, addresses, tags
@@ -28,6 +29,7 @@ NOT_PROSE = [
     )
 ]
 CITATION = re.compile(r"\{cite(?::\w+)?\}`[^`]*`")
+FOLDED = re.compile(r"<details>.*?</details>", re.S)
 NEAR = 60  # characters between a year and the citation that it belongs to
 REFERENCE = re.compile(
     r"\b(?:eq|equation|sec|section|page|p|pp|chapter|topic|exercise|figure|table|theorem|algorithm"
@@ -67,8 +69,8 @@ def headings(text: str) -> list[tuple[int, str, int]]:
 
 
 def words(cells: Iterable[NotebookNode]) -> int:
-    """Number of words of prose in a notebook's cells."""
-    texts = [prose(cell.source) for cell in cells if cell.cell_type == "markdown"]
+    """Number of words of prose in a notebook's cells, without what is folded away."""
+    texts = [prose(FOLDED.sub("", cell.source)) for cell in cells if cell.cell_type == "markdown"]
     return len(re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*", " ".join(texts)))
 
 

@@ -10,6 +10,7 @@ Without NB: every notebook in chapters/.
 """
 
 import argparse
+import itertools
 import os
 import sys
 import tempfile
@@ -21,7 +22,16 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
-from notebook_form import METADATA, departures, derived_id, dumps, loads, normalise, notebooks
+from notebook_form import (
+    FOLDED,
+    METADATA,
+    departures,
+    derived_id,
+    dumps,
+    loads,
+    normalise,
+    notebooks,
+)
 
 CELL_TIMEOUT = 600
 
@@ -109,6 +119,8 @@ def to_text(path: Path, text: Path) -> None:
     """Write a notebook's cells as MyST text."""
     notebook = normalise(loads(path.read_text()))
     notebook.metadata = nbformat.from_dict({"kernelspec": METADATA["kernelspec"]})
+    for cell, key in itertools.product(notebook.cells, FOLDED):
+        cell.metadata.pop(key, None)
     write(text, jupytext.writes(notebook, fmt="md:myst"))
 
 

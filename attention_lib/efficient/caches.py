@@ -44,6 +44,10 @@ def cache_bytes(
         TypeError: If a size is not an integer.
         ValueError: If a size is negative.
 
+    Example:
+        >>> cache_bytes(layers=2, kv_heads=3, head_width=4, length=5)  # 2 x 2 x 3 x 4 x 5 numbers
+        960
+
     Source:
         Kwon et al. (2023), section 3, where one token of OPT-13B comes to 800 KB. Chapter 17.
     """
@@ -72,6 +76,12 @@ class StaticCache(KVCache):
         TypeError: As :class:`KVCache`, or if ``length`` is not an integer.
         ValueError: As :class:`KVCache`; if ``length`` is below 1; from ``append`` and ``extended``
             if there is no room left, or if keys or values require gradients.
+
+    Example:
+        >>> cache, x = StaticCache(length=8), torch.ones(1, 3, 2)
+        >>> key, value = cache.append(x, x)
+        >>> tuple(key.shape), cache.nbytes  # room for 8 keys and 8 values of 2 numbers
+        ((1, 3, 2), 128)
 
     Source:
         Chapter 17.
@@ -159,6 +169,12 @@ class GrowingCache(StaticCache):
         TypeError: As :class:`StaticCache`.
         ValueError: As :class:`StaticCache`, but there is always room.
 
+    Example:
+        >>> cache, x = GrowingCache(length=2), torch.ones(1, 5, 4)
+        >>> key, value = cache.append(x, x)
+        >>> len(cache), cache.room  # 2 was doubled to 4, and to 8
+        (5, 8)
+
     Source:
         Cormen et al. (2009), section 17.4, for the amortised cost of doubling tables. Chapter 17.
     """
@@ -175,7 +191,13 @@ class GrowingCache(StaticCache):
 
 @runtime_checkable
 class ReadsTokens(Protocol):
-    """A model that :func:`prefill` can feed, such as :class:`attention_lib.models.gpt.GPT`."""
+    """A model that :func:`prefill` can feed, such as :class:`attention_lib.models.gpt.GPT`.
+
+    Example:
+        >>> from attention_lib.models.gpt import GPT
+        >>> issubclass(GPT, ReadsTokens)
+        True
+    """
 
     def states(
         self, tokens: Tensor, *, caches: Sequence[KVCache] | None = None
@@ -206,6 +228,14 @@ def prefill(
     Raises:
         TypeError: If ``chunk`` is not an integer.
         ValueError: If ``chunk`` is below 1.
+
+    Example:
+        >>> from attention_lib.models.gpt import GPTConfig, gpt2
+        >>> model = gpt2(GPTConfig(tokens=9, length=5, width=4, layers=1, heads=2))
+        >>> tokens = torch.tensor([[1, 2, 3, 4, 5]])
+        >>> states = prefill(model, tokens, model.empty_caches(), chunk=2)
+        >>> torch.allclose(states, model.states(tokens), atol=1e-5)
+        True
 
     Source:
         Agrawal et al. (2023), section 4, "chunked-prefills". Chapter 17.

@@ -42,6 +42,10 @@ def peak_bytes(function: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
         TypeError: If ``function`` cannot be called.
         RuntimeError: If a profiler is already running.
 
+    Example:
+        >>> peak_bytes(lambda: torch.zeros(1000)[:1].clone())  # 1000 numbers and 1, of 4 bytes each
+        4004
+
     Source:
         The rule of ``torch.cuda.max_memory_allocated``, for the memory of the CPU. Chapter 15.
     """
@@ -67,6 +71,10 @@ def held_bytes(function: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
     Raises:
         TypeError: If ``function`` cannot be called.
         RuntimeError: If a profiler is already running.
+
+    Example:
+        >>> held_bytes(lambda: torch.zeros(1000)[:1].clone())  # of 1000 numbers 1 stays
+        4
 
     Source:
         The rule of ``torch.cuda.memory_allocated``, for the memory of the CPU. Chapter 15.
@@ -96,6 +104,12 @@ def median_seconds(
         TypeError: If ``repeats`` is not an integer.
         ValueError: If ``repeats`` is below 1.
 
+    Example:
+        >>> tasks = {"nothing": lambda: None, "nap": lambda: time.sleep(0.02)}
+        >>> seconds = median_seconds(tasks, repeats=3)
+        >>> seconds["nothing"] < seconds["nap"]
+        True
+
     Source:
         Chapter 15.
     """
@@ -122,6 +136,12 @@ def shortest_seconds(
     Raises:
         TypeError: If ``repeats`` is not an integer.
         ValueError: If ``repeats`` is below 1.
+
+    Example:
+        >>> tasks = {"nothing": lambda: None, "nap": lambda: time.sleep(0.02)}
+        >>> seconds = shortest_seconds(tasks, repeats=2)
+        >>> seconds["nothing"] < seconds["nap"]
+        True
 
     Source:
         Chapter 15.
@@ -156,6 +176,10 @@ def fit_exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     Raises:
         ValueError: If the numbers do not pair up, are not positive, or the sizes are all equal.
 
+    Example:
+        >>> round(fit_exponent([1, 2, 4], [3, 12, 48]), 3)  # twice the size, four times the cost
+        2.0
+
     Source:
         Least squares on logarithms. Chapter 15.
     """
@@ -180,6 +204,11 @@ class Machine:
     Args:
         operations_per_second: Of a large product of matrices.
         bytes_per_second: Between memory and processor.
+
+    Example:
+        >>> machine = Machine(operations_per_second=100.0, bytes_per_second=10.0)
+        >>> machine.balance, machine.roof(4.0)
+        (10.0, 40.0)
 
     Source:
         Williams, Waterman and Patterson (2009), "The Roofline Model". Chapter 15.
@@ -220,6 +249,10 @@ def measure_machine(
     Raises:
         TypeError: If a number is not an integer.
         ValueError: If a number is below 1.
+
+    Example:
+        >>> measure_machine(size=8, megabytes=1, repeats=1).balance > 0
+        True
 
     Source:
         McCalpin (1995), for the copy; Williams, Waterman and Patterson (2009). Chapter 15.

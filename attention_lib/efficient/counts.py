@@ -26,6 +26,10 @@ def linear_operations(tokens: int, inputs: int, outputs: int) -> int:
         TypeError: If a size is not an integer.
         ValueError: If a size is negative.
 
+    Example:
+        >>> linear_operations(tokens=2, inputs=3, outputs=4)
+        48
+
     Source:
         Hoffmann et al. (2022), appendix F, which counts two for a multiply-add too. Chapter 15.
     """
@@ -53,6 +57,10 @@ def attention_operations(
     Raises:
         TypeError: If a size is not an integer.
         ValueError: If a size is negative.
+
+    Example:
+        >>> attention_operations(queries=2, keys=3, head_width=4)
+        96
 
     Source:
         Hoffmann et al. (2022), appendix F, the two products of attention. Chapter 15.
@@ -101,6 +109,10 @@ def block_operations(
         TypeError: If a size is not an integer.
         ValueError: If a size is negative.
 
+    Example:
+        >>> block_operations(length=1, width=2, hidden=8)
+        {'projections': 32, 'attention': 8, 'feed-forward': 64}
+
     Source:
         Kaplan et al. (2020), table 1, for the parts; Hoffmann et al. (2022), appendix F.
         Chapter 15.
@@ -141,6 +153,10 @@ def linear_bytes(
     Raises:
         TypeError: If a size is not an integer.
         ValueError: If a size is negative.
+
+    Example:
+        >>> linear_bytes(tokens=2, inputs=3, outputs=4)  # (6 + 12 + 8) numbers of 4 bytes
+        104
 
     Source:
         Williams, Waterman and Patterson (2009), who count traffic to main memory. Chapter 15.
@@ -183,6 +199,12 @@ def attention_bytes(
         TypeError: If a size is not an integer.
         ValueError: If a size is negative.
 
+    Example:
+        >>> attention_bytes(queries=2, keys=2, head_width=4)
+        192
+        >>> attention_bytes(queries=2, keys=2, head_width=4, score_passes=0)
+        128
+
     Source:
         Dao et al. (2022), algorithm 0, for the four passes. Chapter 15.
     """
@@ -214,6 +236,10 @@ def intensity(operations: float, moved: float) -> float:
         TypeError: If an argument is not a number.
         ValueError: If an argument is not above 0.
 
+    Example:
+        >>> intensity(100, 25)
+        4.0
+
     Source:
         Williams, Waterman and Patterson (2009), who call it operational intensity. Chapter 15.
     """
@@ -238,6 +264,10 @@ def roofline(operations_per_byte: float, peak: float, bandwidth: float) -> float
     Raises:
         TypeError: If an argument is not a number.
         ValueError: If an argument is not above 0.
+
+    Example:
+        >>> roofline(4.0, peak=100.0, bandwidth=10.0), roofline(20.0, peak=100.0, bandwidth=10.0)
+        (40.0, 100.0)
 
     Source:
         Williams, Waterman and Patterson (2009), "The Roofline Model". Chapter 15.

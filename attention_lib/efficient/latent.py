@@ -51,6 +51,10 @@ def latent_bytes(
         TypeError: If a size is not an integer.
         ValueError: If a size is negative.
 
+    Example:
+        >>> latent_bytes(layers=1, latent=6, rotary=2, length=10)  # 10 rows of 8 numbers
+        320
+
     Source:
         DeepSeek-AI (2024), section 2.1.4, table 1. Chapter 17.
     """
@@ -85,6 +89,12 @@ def attend_expanded(
     Raises:
         TypeError: If a tensor is not floating-point or the dtypes differ.
         ValueError: If the shapes do not fit.
+
+    Example:
+        >>> query, memory = torch.zeros(1, 1, 2), torch.tensor([[0.0, 2.0], [4.0, 0.0]])
+        >>> up = torch.eye(2)[None]  # one head, whose keys and values are the latent vectors
+        >>> attend_expanded(query, memory, up, up).round(decimals=3).tolist()
+        [[[2.0, 1.0]]]
 
     Source:
         DeepSeek-AI (2024), section 2.1.2, equations 9 to 11, and section 2.1.3, equations 16 to 18.
@@ -128,6 +138,13 @@ def attend_absorbed(
         TypeError: If a tensor is not floating-point or the dtypes differ.
         ValueError: If the shapes do not fit.
 
+    Example:
+        >>> draw, sizes = torch.Generator().manual_seed(0), ((2, 4, 3), (4, 4), (2, 2, 3))
+        >>> query, memory, up = (torch.randn(size, generator=draw) for size in sizes)
+        >>> expanded = attend_expanded(query, memory, up, up, causal())
+        >>> torch.allclose(attend_absorbed(query, memory, up, up, causal()), expanded, atol=1e-5)
+        True
+
     Source:
         DeepSeek-AI (2024), section 2.1.2, on absorbing the matrices. Chapter 17.
     """
@@ -169,6 +186,13 @@ class LatentAttention(nn.Module):
     Raises:
         TypeError: If a size is not an integer.
         ValueError: If a size is too small or odd, or ``heads`` does not divide ``width``.
+
+    Example:
+        >>> attention, cache = LatentAttention(8, 2, latent=3, rotary=2), KVCache()
+        >>> tuple(attention(torch.zeros(1, 4, 8), mask=causal(), cache=cache).shape)
+        (1, 4, 8)
+        >>> tuple(cache.key.shape), tuple(cache.value.shape)
+        ((1, 4, 5), (1, 4, 0))
 
     Source:
         DeepSeek-AI (2024), section 2.1. Chapter 17.

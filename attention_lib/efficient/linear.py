@@ -46,6 +46,10 @@ def elu_plus_one(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     Raises:
         TypeError: If ``x`` is not a floating-point tensor.
 
+    Example:
+        >>> elu_plus_one(torch.tensor([-1.0, 0.0, 2.0])).round(decimals=3)
+        tensor([0.3680, 1.0000, 3.0000])
+
     Source:
         Katharopoulos et al. (2020), equation 7. Chapter 18.
     """
@@ -82,6 +86,11 @@ def linear_weights(
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If shapes or devices do not fit.
 
+    Example:
+        >>> query, key = torch.tensor([[0.0]]), torch.tensor([[0.0], [2.0]])
+        >>> linear_weights(query, key).tolist()  # features 1 for the query, 1 and 3 for the keys
+        [[0.25, 0.75]]
+
     Source:
         Katharopoulos et al. (2020), equations 3 and 4. Chapter 18.
     """
@@ -114,6 +123,11 @@ def attend_linear_explicit(
     Raises:
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If shapes or devices do not fit.
+
+    Example:
+        >>> query, key = torch.tensor([[0.0]]), torch.tensor([[0.0], [2.0]])
+        >>> attend_linear_explicit(query, key, torch.tensor([[4.0], [8.0]])).tolist()
+        [[7.0]]
 
     Source:
         Katharopoulos et al. (2020), equation 4. Chapter 18.
@@ -152,6 +166,12 @@ def attend_linear(
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If shapes or devices do not fit.
 
+    Example:
+        >>> query, key, value = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+        >>> explicit = attend_linear_explicit(query, key, value)
+        >>> torch.allclose(attend_linear(query, key, value), explicit, atol=1e-5)
+        True
+
     Source:
         Katharopoulos et al. (2020), equations 5 and 6. Chapter 18.
     """
@@ -168,6 +188,12 @@ class LinearState:
     Args:
         sums: Sum over the past keys of features times value, (..., F, Dv), in at least float32.
         total: Sum of their features, (..., F), in the same dtype.
+
+    Example:
+        >>> x = torch.zeros(3, 2)  # each feature is 1
+        >>> _, state = attend_linear_recurrent(x, x, x)
+        >>> tuple(state.sums.shape), state.total.tolist()
+        ((2, 2), [3.0, 3.0])
 
     Source:
         Katharopoulos et al. (2020), section 3.4. Chapter 18.
@@ -205,6 +231,13 @@ def attend_linear_recurrent(
     Raises:
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If shapes or devices do not fit.
+
+    Example:
+        >>> from attention_lib.masks import causal
+        >>> x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+        >>> output, state = attend_linear_recurrent(x, x, x)
+        >>> torch.allclose(output, attend_linear_explicit(x, x, x, causal()), atol=1e-5)
+        True
 
     Source:
         Katharopoulos et al. (2020), equations 16 to 20. Chapter 18.
@@ -250,6 +283,12 @@ def attend_linear_chunked(
     Raises:
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If shapes or devices do not fit, or ``chunk`` is below 1.
+
+    Example:
+        >>> x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+        >>> output, state = attend_linear_chunked(x, x, x, chunk=2)
+        >>> torch.allclose(output, attend_linear_recurrent(x, x, x)[0], atol=1e-5)
+        True
 
     Source:
         The chunkwise form as in Yang et al. (2024), section 2; Hua et al. (2022) mix a table inside

@@ -41,6 +41,12 @@ def attend_low_rank(
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If shapes or devices do not fit.
 
+    Example:
+        >>> query, key, value = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+        >>> output = attend_low_rank(query, key, value, torch.eye(5), torch.eye(5))
+        >>> torch.allclose(output, attend(query, key, value), atol=1e-5)
+        True
+
     Source:
         Wang et al. (2020), section 4, equation 7. Chapter 18.
     """
@@ -79,6 +85,10 @@ def pooling_projection(length: int, rank: int) -> Float[Tensor, "R T"]:
         TypeError: If a number is not an integer.
         ValueError: If ``rank`` is not in 1 .. ``length``.
 
+    Example:
+        >>> pooling_projection(4, 2).tolist()
+        [[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]
+
     Source:
         Wang et al. (2020), section 4, where pooling is named as one of the projections. Chapter 18.
     """
@@ -105,6 +115,11 @@ class LowRankAttention(nn.Module):
         TypeError: If a number is not an integer.
         ValueError: If ``rank`` is not in 1 .. ``length``; from a call, if there are not ``length``
             keys and values.
+
+    Example:
+        >>> attention, x = LowRankAttention(length=6, rank=2), torch.zeros(1, 6, 4)
+        >>> tuple(attention.key_projection.shape), tuple(attention(x, x, x).shape)
+        ((2, 6), (1, 6, 4))
 
     Source:
         Wang et al. (2020), sections 3 and 4. Chapter 18.

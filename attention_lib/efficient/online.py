@@ -32,6 +32,11 @@ class Part(NamedTuple):
         total: Sum of the exponentials of the scores minus ``top``, (..., Tq, 1).
         weighted: Sum of the values times these exponentials, (..., Tq, Dv).
 
+    Example:
+        >>> part = Part(torch.tensor([[0.0]]), torch.tensor([[2.0]]), torch.tensor([[6.0]]))
+        >>> finish(part).tolist()
+        [[3.0]]
+
     Source:
         Milakov and Gimelshein (2018), section 3, for ``top`` and ``total``. Chapter 16.
     """
@@ -62,6 +67,11 @@ def summarise(
     Raises:
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If shapes or devices do not fit.
+
+    Example:
+        >>> part = summarise(torch.zeros(1, 2), torch.tensor([[2.0], [4.0]]))
+        >>> part.top.tolist(), part.total.tolist(), part.weighted.tolist()
+        ([[0.0]], [[2.0]], [[6.0]])
 
     Source:
         Milakov and Gimelshein (2018), section 3; Dao et al. (2022), section 3.1. Chapter 16.
@@ -104,6 +114,12 @@ def merge(first: Part, second: Part) -> Part:
     Raises:
         ValueError: If the shapes do not fit.
 
+    Example:
+        >>> scores, value = torch.zeros(1, 3), torch.tensor([[2.0], [4.0], [9.0]])
+        >>> both = merge(summarise(scores[:, :2], value[:2]), summarise(scores[:, 2:], value[2:]))
+        >>> finish(both).tolist()  # the mean of all three values
+        [[5.0]]
+
     Source:
         Milakov and Gimelshein (2018), section 3.1. Chapter 16.
     """
@@ -137,6 +153,12 @@ def merge_all(parts: Iterable[Part]) -> Part:
     Raises:
         ValueError: If there is no part, or the shapes do not fit.
 
+    Example:
+        >>> scores, value = torch.zeros(1, 3), torch.tensor([[2.0], [4.0], [9.0]])
+        >>> parts = [summarise(scores[:, j : j + 1], value[j : j + 1]) for j in range(3)]
+        >>> finish(merge_all(parts)).tolist()
+        [[5.0]]
+
     Source:
         Milakov and Gimelshein (2018), section 3.1. Chapter 16.
     """
@@ -157,6 +179,11 @@ def finish(part: Part) -> Float[Tensor, "... Tq Dv"]:
     Returns:
         Output, (..., Tq, Dv); 0 for a query that may attend to nothing.
 
+    Example:
+        >>> scores, value = torch.tensor([[1.0, 3.0]]).log(), torch.tensor([[0.0], [4.0]])
+        >>> finish(summarise(scores, value)).round(decimals=3).tolist()  # weights 1/4 and 3/4
+        [[3.0]]
+
     Source:
         Dao et al. (2022), section 3.1. Chapter 16.
     """
@@ -173,6 +200,11 @@ def log_sum_exp(part: Part) -> Float[Tensor, "... Tq"]:
 
     Returns:
         Logarithms, (..., Tq); minus infinity for a query that may attend to nothing.
+
+    Example:
+        >>> part = summarise(torch.tensor([[1.0, 3.0]]).log(), torch.zeros(2, 1))
+        >>> log_sum_exp(part).exp().round(decimals=3).tolist()
+        [4.0]
 
     Source:
         Dao (2023), section 3.1.1, for keeping it instead of maximum and sum. Chapter 16.
@@ -199,6 +231,12 @@ def from_log_sum_exp(output: Float[Tensor, "... Tq Dv"], lse: Float[Tensor, "...
     Raises:
         TypeError: If an argument is not a floating-point tensor.
         ValueError: If the shapes do not fit.
+
+    Example:
+        >>> lse = torch.zeros(1)  # the same for both, so their outputs count the same
+        >>> parts = [from_log_sum_exp(torch.tensor([[x]]), lse) for x in (2.0, 4.0)]
+        >>> finish(merge_all(parts)).tolist()
+        [[3.0]]
 
     Source:
         Dao, Haziza, Massa and Sizov (2023), Flash-Decoding, its final reduction. Chapter 16.

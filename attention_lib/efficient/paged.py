@@ -30,6 +30,11 @@ class PagePool:
         TypeError: If a number is not an integer.
         ValueError: If a number is too small; from ``take``, if all pages are taken.
 
+    Example:
+        >>> pool = PagePool(pages=3, page=16)
+        >>> pool.take(), pool.free
+        (0, 2)
+
     Source:
         Kwon et al. (2023), sections 4.2 and 4.4. Chapter 17.
     """
@@ -91,6 +96,12 @@ class PagedCache(KVCache):
         TypeError: As :class:`KVCache`.
         ValueError: As :class:`KVCache`; from ``append``, if the pool has too few free pages, in
             which case nothing has changed, or if keys or values require gradients.
+
+    Example:
+        >>> cache, x = PagedCache(PagePool(pages=4, page=2)), torch.arange(6.0).view(1, 3, 2)
+        >>> key, value = cache.append(x, x)
+        >>> torch.equal(key, x), cache.tables  # three positions in two pages
+        (True, [[0, 1]])
 
     Source:
         Kwon et al. (2023), sections 4.1 to 4.4. Chapter 17.

@@ -41,6 +41,10 @@ def gaussian_directions(
         TypeError: If a size is not an integer.
         ValueError: If a size is below 1.
 
+    Example:
+        >>> tuple(gaussian_directions(3, 2, torch.Generator().manual_seed(0)).shape)
+        (3, 2)
+
     Source:
         Choromanski et al. (2021), lemma 1. Chapter 18.
     """
@@ -71,6 +75,11 @@ def orthogonal_directions(
     Raises:
         TypeError: If a size is not an integer.
         ValueError: If a size is below 1.
+
+    Example:
+        >>> first, second = orthogonal_directions(2, 2, torch.Generator().manual_seed(0))
+        >>> bool((first @ second).abs() < 1e-5)
+        True
 
     Source:
         Yu et al. (2016), section 3; Choromanski et al. (2021), section 2. Chapter 18.
@@ -107,6 +116,12 @@ def positive_features(
         TypeError: If an argument is not a floating-point tensor.
         ValueError: If the widths differ or there is no direction.
 
+    Example:
+        >>> directions = gaussian_directions(4, 2, torch.Generator().manual_seed(0))
+        >>> features = positive_features(torch.zeros(1, 2), directions)
+        >>> features.tolist(), (features @ features.mT).tolist()  # exp(0), whatever the directions
+        ([[0.5, 0.5, 0.5, 0.5]], [[1.0]])
+
     Source:
         Choromanski et al. (2021), lemma 1 for the mean, lemma 2 for the variance. Chapter 18.
     """
@@ -134,6 +149,12 @@ def trigonometric_features(
     Raises:
         TypeError: If an argument is not a floating-point tensor.
         ValueError: If the widths differ or there is no direction.
+
+    Example:
+        >>> directions = gaussian_directions(4, 2, torch.Generator().manual_seed(0))
+        >>> features = trigonometric_features(torch.tensor([[1.0, 0.0]]), directions)
+        >>> (features @ features.mT).round(decimals=3)  # exp(1): exact where query and key agree
+        tensor([[2.7180]])
 
     Source:
         Rahimi and Recht (2007), section 3; Choromanski et al. (2021), section 2. Chapter 18.
@@ -185,6 +206,13 @@ def attend_random_features(
     Raises:
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If shapes or devices do not fit.
+
+    Example:
+        >>> directions = gaussian_directions(4, 2, torch.Generator().manual_seed(0))
+        >>> query, key, value = torch.ones(1, 2), torch.zeros(2, 2), torch.tensor([[2.0], [4.0]])
+        >>> output = attend_random_features(query, key, value, directions)
+        >>> output.round(decimals=3).tolist()  # equal keys get equal weights
+        [[3.0]]
 
     Source:
         Choromanski et al. (2021), section 2. Chapter 18.

@@ -13,6 +13,10 @@ from attention_lib._checks import check_count
 class Reader(Protocol):
     """A model that keeps its place in one text and can go back to an earlier one.
 
+    Example:
+        >>> issubclass(CachedReader, Reader), issubclass(WindowReader, Reader)
+        (True, True)
+
     Source:
         Chapter 17.
     """
@@ -40,6 +44,14 @@ class CachedReader:
 
     Raises:
         ValueError: From ``forget``, if more than was read is to stay.
+
+    Example:
+        >>> import torch
+        >>> from attention_lib.models.gpt import GPTConfig, gpt2
+        >>> model = gpt2(GPTConfig(tokens=9, length=5, width=4, layers=1, heads=2))
+        >>> reader = CachedReader(model, model.empty_caches())
+        >>> tuple(reader.read(torch.tensor([1, 2, 3])).shape), len(reader)
+        ((3, 9), 3)
 
     Source:
         Chapter 17.
@@ -72,6 +84,15 @@ class WindowReader:
         TypeError: If ``context`` is not an integer.
         ValueError: If ``context`` is below 1; from ``read``, if there is no token; from ``forget``,
             if more than was read is to stay.
+
+    Example:
+        >>> import torch
+        >>> reader = WindowReader(lambda seen, n: seen[-n:, None].float(), context=1)
+        >>> reader.read(torch.tensor([5, 6, 7])).tolist()
+        [[5.0], [6.0], [7.0]]
+        >>> reader.forget(1)
+        >>> len(reader)
+        1
 
     Source:
         Chapter 17.

@@ -27,6 +27,13 @@ def window_with_sinks(window: int, sinks: int = 0) -> Mask:
         TypeError: If an argument is not an integer.
         ValueError: If an argument is too small.
 
+    Example:
+        >>> (causal() & window_with_sinks(2, sinks=1)).dense(4, 4).long()
+        tensor([[1, 0, 0, 0],
+                [1, 1, 0, 0],
+                [1, 1, 1, 0],
+                [1, 0, 1, 1]])
+
     Source:
         Xiao et al. (2024), section 3.2 and figure 4, for the keys that are kept. Chapter 17.
     """
@@ -64,6 +71,13 @@ class SlidingCache(KVCache):
         ValueError: As :class:`KVCache`; if a number is too small; from ``append`` and ``extended``
             for several positions that need a mask, if ``visible`` was not asked for it; from
             ``truncate`` if positions have been dropped that would be needed again.
+
+    Example:
+        >>> cache = SlidingCache(window=2, sinks=1)
+        >>> for x in torch.arange(5.0):
+        ...     key, value = cache.append(x.view(1, 1), x.view(1, 1))
+        >>> key.tolist(), len(cache)  # the first and the last two of five
+        ([[0.0], [3.0], [4.0]], 5)
 
     Source:
         Xiao et al. (2024), section 3.2. Chapter 17.

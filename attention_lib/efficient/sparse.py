@@ -53,6 +53,11 @@ def block_layout(
         TypeError: If ``mask`` is not a :class:`Mask`, or a number is not an integer.
         ValueError: If a length is negative or ``block`` below 1.
 
+    Example:
+        >>> from attention_lib.masks import causal
+        >>> block_layout(causal(), 4, 4, block=2).tolist()
+        [[1, 0], [2, 1]]
+
     Source:
         Child et al. (2019), section 5, for computing sparse attention in blocks. Chapter 18.
     """
@@ -109,6 +114,13 @@ def attend_block_sparse(
     Raises:
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If shapes or devices do not fit, or ``block`` is below 1.
+
+    Example:
+        >>> from attention_lib.masks import sliding_window
+        >>> query, key, value = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+        >>> output = attend_block_sparse(query, key, value, sliding_window(1), block=2)
+        >>> torch.allclose(output, attend(query, key, value, sliding_window(1)), atol=1e-5)
+        True
 
     Source:
         Child et al. (2019), section 4 for sparse attention, section 5 for computing it in blocks

@@ -33,6 +33,10 @@ def plain(logits: Float[Tensor, "... V"]) -> Float[Tensor, "... V"]:
     Raises:
         TypeError: If ``logits`` is not a floating-point tensor.
 
+    Example:
+        >>> plain(torch.tensor([1.0, 3.0]).log()).round(decimals=3)
+        tensor([0.2500, 0.7500])
+
     Source:
         Leviathan, Kalman and Matias (2023), section 2.2. Chapter 17.
     """
@@ -53,6 +57,10 @@ def likeliest(logits: Float[Tensor, "... V"]) -> Float[Tensor, "... V"]:
 
     Raises:
         TypeError: If ``logits`` is not a floating-point tensor.
+
+    Example:
+        >>> likeliest(torch.tensor([0.5, 2.0, 1.0])).tolist()
+        [0.0, 1.0, 0.0]
 
     Source:
         Leviathan, Kalman and Matias (2023), section 2.2. Chapter 17.
@@ -79,6 +87,10 @@ def acceptance(
     Raises:
         TypeError: If an argument is not a floating-point tensor.
         ValueError: If the shapes differ or a row is no distribution.
+
+    Example:
+        >>> acceptance(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])).item()
+        0.75
 
     Source:
         Leviathan, Kalman and Matias (2023), theorem 3.5 and lemma 3.3. Chapter 17.
@@ -107,6 +119,10 @@ def residual(
     Raises:
         TypeError: If an argument is not a floating-point tensor.
         ValueError: If the shapes differ or a row is no distribution.
+
+    Example:
+        >>> residual(torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.25, 0.25, 0.5])).tolist()
+        [0.5, 0.5, 0.0]
 
     Source:
         Leviathan, Kalman and Matias (2023), section 2.3; Chen et al. (2023), algorithm 2.
@@ -146,6 +162,14 @@ def verify(
         TypeError: If probabilities are not floating-point tensors.
         ValueError: If shapes do not fit, a row is no distribution, or a token was proposed to which
             the draft gives no probability.
+
+    Example:
+        >>> proposed, draft = torch.tensor([0]), torch.tensor([[0.5, 0.5]])
+        >>> target, uniform = torch.tensor([[0.5, 0.5], [0.0, 1.0]]), torch.tensor([0.9, 0.3])
+        >>> verify(proposed, draft, target, uniform).tolist()
+        [0, 1]
+        >>> verify(proposed, draft, target[[1, 1]], uniform).tolist()  # a target that never says 0
+        [1]
 
     Source:
         Leviathan, Kalman and Matias (2023), algorithm 1; Chen et al. (2023), algorithm 2.
@@ -190,6 +214,10 @@ def draw(probability: Float[Tensor, " V"], uniform: Float[Tensor, ""]) -> Int[Te
     Returns:
         The token; never one of probability 0.
 
+    Example:
+        >>> draw(torch.tensor([0.25, 0.25, 0.5]), torch.tensor(0.3)).item()
+        1
+
     Source:
         Inversion of the distribution function: Devroye (1986), section III.2. Chapter 17.
     """
@@ -217,6 +245,10 @@ def expected_tokens(rate: float, ahead: int) -> float:
         TypeError: If ``ahead`` is not an integer.
         ValueError: If ``rate`` is not between 0 and 1, or ``ahead`` is negative.
 
+    Example:
+        >>> expected_tokens(0.5, ahead=2)  # 1 + 1/2 + 1/4
+        1.75
+
     Source:
         Leviathan, Kalman and Matias (2023), equation 1. Chapter 17.
     """
@@ -242,6 +274,10 @@ def expected_speedup(rate: float, ahead: int, cost: float) -> float:
     Raises:
         TypeError: If ``ahead`` is not an integer.
         ValueError: If a number is out of range.
+
+    Example:
+        >>> expected_speedup(0.5, ahead=2, cost=0.125)  # 1.75 / 1.25
+        1.4
 
     Source:
         Leviathan, Kalman and Matias (2023), theorem 3.8. Chapter 17.
@@ -286,6 +322,15 @@ def speculate(
         TypeError: If a number is not an integer.
         ValueError: If a number is below 1, a reader has read all of ``text``, or for what
             :func:`verify` refuses.
+
+    Example:
+        >>> from attention_lib.efficient.readers import WindowReader
+        >>> next_number = lambda seen, n: torch.eye(8)[seen[-n:] + 1]
+        >>> readers = [WindowReader(next_number, context=1) for _ in range(2)]
+        >>> text, generator = torch.tensor([0]), torch.Generator().manual_seed(0)
+        >>> pieces = speculate(*readers, text, 6, generator=generator, ahead=2, rule=likeliest)
+        >>> [piece.tolist() for piece in pieces]
+        [[1, 2, 3], [4, 5, 6]]
 
     Source:
         Leviathan, Kalman and Matias (2023), algorithm 1. Chapter 17.

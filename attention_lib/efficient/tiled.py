@@ -66,6 +66,13 @@ def attend_tiled(
         ValueError: If shapes, devices or the tile do not fit.
         RuntimeError: From the backward pass, under ``create_graph=True``.
 
+    Example:
+        >>> from attention_lib.attention import attend
+        >>> query, key, value = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+        >>> output = attend_tiled(query, key, value, tile=(2, 2))
+        >>> torch.allclose(output, attend(query, key, value), atol=1e-5)
+        True
+
     Source:
         Dao (2023), algorithms 1 and 2; Rabe and Staats (2021), section 2. Chapter 16.
     """
@@ -102,6 +109,12 @@ def attend_tiled_lse(
     Raises:
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If shapes, devices or the tile do not fit.
+
+    Example:
+        >>> query, key, value = torch.zeros(1, 2), torch.zeros(4, 2), torch.ones(4, 2)
+        >>> output, lse = attend_tiled_lse(query, key, value)
+        >>> lse.exp().round(decimals=3).tolist()  # four scores of 0
+        [4.0]
 
     Source:
         Dao (2023), algorithm 1, which returns both. Chapter 16.

@@ -40,8 +40,8 @@ def attend_triton(
             64 or 128. Any lengths.
         key: Keys, (..., Tk, D).
         value: Values, (..., Tk, D), as wide as the keys.
-        mask: ``None`` or :func:`attention_lib.causal`, whose empty tiles are skipped. It is aligned
-            at the last position where Tq and Tk differ.
+        mask: ``None`` or :func:`attention_lib.masks.causal`, whose empty tiles are skipped. It is
+            aligned at the last position where Tq and Tk differ.
         scale: Factor in place of :math:`1/\sqrt{D}`.
 
     Returns:

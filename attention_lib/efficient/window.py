@@ -55,6 +55,13 @@ def attend_window(
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If shapes or devices do not fit, or ``before`` or ``after`` is negative.
 
+    Example:
+        >>> from attention_lib.masks import sliding_window
+        >>> query, key, value = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+        >>> output = attend_window(query, key, value, before=2)
+        >>> torch.allclose(output, attend(query, key, value, sliding_window(2)), atol=1e-5)
+        True
+
     Source:
         Beltagy, Peters and Cohan (2020), section 3.1. Chapter 18.
     """

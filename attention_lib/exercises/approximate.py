@@ -13,10 +13,12 @@ from attention_lib.exercises.report import (
     as_tensors,
     check_against,
     check_answers,
+    counted,
     waves,
 )
 
 
+@counted
 def check_paper(length: Any, cache: Any, variance: Any, reach: Any) -> Report:
     """Check the four answers of the exercise on paper.
 
@@ -59,6 +61,7 @@ def check_paper(length: Any, cache: Any, variance: Any, reach: Any) -> Report:
     )
 
 
+@counted
 def check_state(function: Callable[[Tensor, Tensor, Tensor], Any]) -> Report:
     """Check a function ``(q, k, v) -> output`` that runs causal linear attention as a recurrence.
 
@@ -97,6 +100,7 @@ def _state(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return products @ v / products.sum(dim=-1, keepdim=True)
 
 
+@counted
 def check_chunks(function: Callable[[Tensor, Tensor, Tensor, int], Any]) -> Report:
     """Check a function ``(q, k, v, chunk) -> output`` for the chunked form.
 
@@ -131,6 +135,7 @@ def check_chunks(function: Callable[[Tensor, Tensor, Tensor, int], Any]) -> Repo
     return check_against(function, right, inputs)
 
 
+@counted
 def check_twins(function: Callable[[], Any]) -> Report:
     """Check two memories that linear attention cannot tell apart and softmax attention can.
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from attention_lib.attention import attend_explicit, attention_weights
-from attention_lib.exercises.report import Report, as_tensors, check_against, check_answers
+from attention_lib.exercises.report import Report, as_tensors, check_against, check_answers, counted
 
 HINT = "Give each position a direction of its own, and make the vectors long."
 
 
+@counted
 def check_paper(output: Any) -> Report:
     """Check the output of the exercise on paper.
 
@@ -37,6 +38,7 @@ def check_paper(output: Any) -> Report:
     )
 
 
+@counted
 def check_self_attention(function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Report:
     """Check a function ``(x, W_Q, W_K, W_V) -> output``.
 
@@ -69,6 +71,7 @@ def check_self_attention(function: Callable[[Tensor, Tensor, Tensor, Tensor], Te
     return check_against(function, _projected, hints)
 
 
+@counted
 def check_cross_attention(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Report:
     """Check a function ``(query, key, value) -> output``.
 
@@ -96,6 +99,7 @@ def check_cross_attention(function: Callable[[Tensor, Tensor, Tensor], Tensor]) 
     return check_against(function, attend_explicit, hints)
 
 
+@counted
 def check_previous(function: Callable[[], tuple[Tensor, Tensor] | None]) -> Report:
     """Check that each of five queries after the first attends to the position before it.
 

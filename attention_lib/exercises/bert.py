@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_lib.exercises.report import Report, check_against, check_answers, waves
+from attention_lib.exercises.report import Report, check_against, check_answers, counted, waves
 from attention_lib.models.bert import mean_state
 
 Hide = Callable[[Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 PER_BLOCK = (4 * 768**2 + 4 * 768) + (2 * 768 * 3072 + 3072 + 768) + 2 * 2 * 768
 
 
+@counted
 def check_paper(masked: Any, unchanged: Any, block: Any, model: Any) -> Report:
     """Check the counts of the exercise on paper.
 
@@ -53,6 +54,7 @@ def check_paper(masked: Any, unchanged: Any, block: Any, model: Any) -> Report:
     )
 
 
+@counted
 def check_hide(function: Hide) -> Report:
     """Check a function ``(tokens, chance, fate, random, mask_token) -> (shown, targets)``.
 
@@ -110,6 +112,7 @@ def check_hide(function: Hide) -> Report:
     return check_against(stacked, _hide, hints)
 
 
+@counted
 def check_pool(function: Callable[[Tensor, Tensor], Tensor]) -> Report:
     """Check a function ``(states, lengths) -> vectors``.
 
@@ -139,6 +142,7 @@ def check_pool(function: Callable[[Tensor, Tensor], Tensor]) -> Report:
     return check_against(function, mean_state, hints)
 
 
+@counted
 def check_reciprocal_rank(function: Callable[[Tensor, Tensor], Any]) -> Report:
     """Check a function ``(scores, right) -> mean reciprocal rank``.
 

@@ -17,10 +17,12 @@ from attention_lib.exercises.report import (
     check_against,
     check_answers,
     check_cases,
+    counted,
 )
 from attention_lib.heads import MultiHeadAttention
 
 
+@counted
 def check_paper(normalised_row: Any, parameters: Any, more_with_16_heads: Any) -> Report:
     """Check the three answers of the exercise on paper.
 
@@ -57,6 +59,7 @@ def check_paper(normalised_row: Any, parameters: Any, more_with_16_heads: Any) -
     )
 
 
+@counted
 def check_block(function: Callable[..., Tensor]) -> Report:
     """Check a function ``(x, W_Q, W_K, W_V, W_O, W_1, W_2) -> output``, a pre-norm encoder block.
 
@@ -151,6 +154,7 @@ class _Unknown(EncoderBlock):
         return "a block, fresh from its initialisation"
 
 
+@counted
 def check_placement(function: Callable[[EncoderBlock, Tensor], str]) -> Report:
     """Check a function ``(block, x) -> "pre", "post" or "neither"``.
 
@@ -190,6 +194,7 @@ def check_placement(function: Callable[[EncoderBlock, Tensor], str]) -> Report:
     return check_cases(function, cases)
 
 
+@counted
 def check_blind(function: Callable[[], Any]) -> Report:
     """Check two rows that LayerNorm maps to the same row and RMSNorm to different ones.
 

@@ -12,10 +12,12 @@ from attention_lib.exercises.report import (
     check_against,
     check_answers,
     check_cases,
+    counted,
     waves,
 )
 
 
+@counted
 def check_paper(bytes_a_token: Any, tokens_in_memory: Any, tokens_a_call: Any) -> Report:
     """Check the three answers of the exercise on paper.
 
@@ -51,6 +53,7 @@ def check_paper(bytes_a_token: Any, tokens_in_memory: Any, tokens_a_call: Any) -
     )
 
 
+@counted
 def check_kept(function: Callable[[int, int, int], Any]) -> Report:
     """Check a function ``(seen, window, sinks) -> positions`` for a sliding cache.
 
@@ -83,6 +86,7 @@ def _kept(seen: int, window: int, sinks: int) -> Tensor:
     return position[(position < sinks) | (position >= seen - window)]
 
 
+@counted
 def check_replacement(function: Callable[[Tensor, Tensor], Any]) -> Report:
     """Check a function ``(p, q) -> probabilities`` of the token that replaces a rejected one.
 
@@ -171,6 +175,7 @@ class Decoder:
         return "a decoder"
 
 
+@counted
 def check_faithful(function: Callable[[Decoder], bool]) -> Report:
     """Check a property test ``(decoder) -> bool``: do its steps give what its whole pass gives?
 

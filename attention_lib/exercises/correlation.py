@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_lib.exercises.report import Report, as_tensors, check_against, check_answers
+from attention_lib.exercises.report import Report, as_tensors, check_against, check_answers, counted
 from attention_lib.scores import pearson
 from attention_lib.softmax import softmax
 
 
+@counted
 def check_paper(correlation: Any, temperature: Any) -> Report:
     """Check the two numbers of the exercise on paper.
 
@@ -41,6 +42,7 @@ def check_paper(correlation: Any, temperature: Any) -> Report:
     )
 
 
+@counted
 def check_pearson(function: Callable[[Tensor, Tensor], Tensor]) -> Report:
     """Check a function ``(query, key) -> correlations``.
 
@@ -72,6 +74,7 @@ def check_pearson(function: Callable[[Tensor, Tensor], Tensor]) -> Report:
     return check_against(function, pearson, hints)
 
 
+@counted
 def check_attention(function: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> Report:
     """Check a function ``(query, key, value, temperature) -> output``.
 
@@ -82,7 +85,7 @@ def check_attention(function: Callable[[Tensor, Tensor, Tensor, float], Tensor])
         The report.
 
     Source:
-        Chapter 01, exercise "every query gets the same answer".
+        Chapter 01, exercise "the answer depends on who else asks".
     """
     query = torch.tensor([[1.0, 2.0, 4.0], [3.0, 1.0, 0.0]])
     key = torch.tensor([[2.0, 4.0, 8.0], [5.0, 4.0, 3.0], [0.0, 3.0, 1.0]])
@@ -104,6 +107,7 @@ def check_attention(function: Callable[[Tensor, Tensor, Tensor, float], Tensor])
     return check_against(function, _correlation_attention, hints)
 
 
+@counted
 def check_indistinguishable(function: Callable[[], Tensor]) -> Report:
     """Check that three different rows are all the same to correlation attention.
 

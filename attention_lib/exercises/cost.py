@@ -3,9 +3,17 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from attention_lib.exercises.report import Case, Report, check_against, check_answers, check_cases
+from attention_lib.exercises.report import (
+    Case,
+    Report,
+    check_against,
+    check_answers,
+    check_cases,
+    counted,
+)
 
 
+@counted
 def check_paper(operations: Any, crossing: Any, rate: Any) -> Report:
     """Check the three answers of the exercise on paper.
 
@@ -43,6 +51,7 @@ def check_paper(operations: Any, crossing: Any, rate: Any) -> Report:
     )
 
 
+@counted
 def check_seconds(function: Callable[[list[tuple[float, float]], float, float], Any]) -> Report:
     """Check a function ``(kernels, peak, bandwidth) -> seconds``.
 
@@ -82,6 +91,7 @@ def _seconds(kernels: Sequence[tuple[float, float]], peak: float, bandwidth: flo
     return float(sum(max(work / peak, moved / bandwidth) for work, moved in kernels))
 
 
+@counted
 def check_exponent(function: Callable[[Sequence[float], Sequence[float]], Any]) -> Report:
     """Check a function ``(sizes, costs) -> exponent`` that fits a power.
 
@@ -173,6 +183,7 @@ def _first_rise(events: Sequence[int]) -> int:
     return held
 
 
+@counted
 def check_meters(function: Callable[[Callable[[list[int]], int]], Any]) -> Report:
     """Check a property test ``(meter) -> bool``: does a meter report the peak of memory?
 

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_lib.exercises.report import Case, Report, check_answers, check_cases
+from attention_lib.exercises.report import Case, Report, check_answers, check_cases, counted
 from attention_lib.models.detection import box_overlap
 
 
+@counted
 def check_paper(greedy: Any, best: Any, iou: Any, giou: Any) -> Report:
     """Check the four numbers of the exercise on paper.
 
@@ -35,6 +36,7 @@ def check_paper(greedy: Any, best: Any, iou: Any, giou: Any) -> Report:
     )
 
 
+@counted
 def check_giou(function: Callable[..., Tensor]) -> Report:
     """Check a function ``(boxes, others) -> GIoU`` for boxes given by centre and size.
 
@@ -81,6 +83,7 @@ def check_giou(function: Callable[..., Tensor]) -> Report:
     return check_cases(function, cases)
 
 
+@counted
 def check_targets(function: Callable[..., Tensor]) -> Report:
     """Check a function ``(rows, columns, labels, queries, nothing) -> the class of each query``.
 

@@ -12,10 +12,12 @@ from attention_lib.exercises.report import (
     check_against,
     check_answers,
     check_cases,
+    counted,
     waves,
 )
 
 
+@counted
 def check_paper(nats: Any, bits_per_character: Any, parameters: Any) -> Report:
     """Check the three answers of the exercise on paper.
 
@@ -48,6 +50,7 @@ def check_paper(nats: Any, bits_per_character: Any, parameters: Any) -> Report:
     )
 
 
+@counted
 def check_windows(function: Callable[[Tensor, int], Any]) -> Report:
     """Check a function ``(tokens, length) -> windows`` that cuts a text for an evaluation.
 
@@ -87,6 +90,7 @@ def _windows(tokens: Tensor, length: int) -> Tensor:
     return torch.stack([tokens[s : s + count * length].view(count, length) for s in (0, 1)])
 
 
+@counted
 def check_nucleus(function: Callable[[Tensor, float], Any]) -> Report:
     """Check a function ``(probabilities, p) -> probabilities`` for top-p sampling.
 
@@ -158,6 +162,7 @@ def _named(name: str, model: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return model
 
 
+@counted
 def check_causal(function: Callable[[Callable[[Tensor], Tensor]], bool]) -> Report:
     """Check a property test ``(model) -> bool``: may a model's past depend on its future?
 

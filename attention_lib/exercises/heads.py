@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from attention_lib.attention import attend_explicit
-from attention_lib.exercises.report import Report, check_against, check_answers, waves
+from attention_lib.exercises.report import Report, check_against, check_answers, counted, waves
 from attention_lib.heads import merge_heads, split_heads
 
 MultiHead = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], Tensor]
 
 
+@counted
 def check_paper(head_width: Any, parameters: Any, grouped_parameters: Any) -> Report:
     """Check the counts of the exercise on paper.
 
@@ -44,6 +45,7 @@ def check_paper(head_width: Any, parameters: Any, grouped_parameters: Any) -> Re
     )
 
 
+@counted
 def check_multi_head(function: MultiHead) -> Report:
     """Check a function ``(x, W_Q, W_K, W_V, W_O, heads) -> output``.
 
@@ -77,6 +79,7 @@ def check_multi_head(function: MultiHead) -> Report:
     return check_against(function, _multi_head, hints)
 
 
+@counted
 def check_share(function: Callable[[Tensor, int], Tensor]) -> Report:
     """Check a function ``(key, heads) -> shared``.
 

@@ -14,9 +14,11 @@ from attention_lib.exercises.report import (
     check_against,
     check_answers,
     check_cases,
+    counted,
 )
 
 
+@counted
 def check_paper(two_projections: Any, one_bilinear: Any, scores_per_step: Any) -> Report:
     """Check the three counts of the exercise on paper.
 
@@ -48,6 +50,7 @@ def check_paper(two_projections: Any, one_bilinear: Any, scores_per_step: Any) -
     )
 
 
+@counted
 def check_loss(function: Callable[..., Tensor]) -> Report:
     """Check a function ``(query, key, classes, one_hot, W_Q, W_K) -> loss`` that does not leak.
 
@@ -114,6 +117,7 @@ class _Projected(nn.Module):
         )
 
 
+@counted
 def check_dead(function: Callable[..., list[str]]) -> Report:
     """Check a function ``(module, *inputs) -> names of parameters without a gradient``.
 
@@ -158,6 +162,7 @@ def check_dead(function: Callable[..., list[str]]) -> Report:
     return check_cases(with_old_gradients, cases)
 
 
+@counted
 def check_ring(function: Callable[[], Tensor | None]) -> Report:
     """Check that a symmetric matrix gets four of the five in the ring right.
 

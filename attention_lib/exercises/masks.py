@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from attention_lib.attention import attend_explicit
-from attention_lib.exercises.report import Report, check_against, check_answers, waves
+from attention_lib.exercises.report import Report, check_against, check_answers, counted, waves
 from attention_lib.masks import Mask, causal
 
 
+@counted
 def check_paper(weights: Any, causal_pairs: Any, window_pairs: Any) -> Report:
     """Check the answers of the exercise on paper.
 
@@ -43,6 +44,7 @@ def check_paper(weights: Any, causal_pairs: Any, window_pairs: Any) -> Report:
     )
 
 
+@counted
 def check_block_causal(function: Callable[[Tensor, Tensor, int], Tensor]) -> Report:
     """Check a rule ``(query, key, size) -> allowed``.
 
@@ -73,6 +75,7 @@ def check_block_causal(function: Callable[[Tensor, Tensor, int], Tensor]) -> Rep
     return check_against(function, lambda q, k, size: k // size <= q // size, hints)
 
 
+@counted
 def check_causal_attention(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Report:
     """Check a function ``(query, key, value) -> output`` that must be causal.
 
@@ -104,6 +107,7 @@ def check_causal_attention(function: Callable[[Tensor, Tensor, Tensor], Tensor])
     return check_against(function, lambda q, k, v: attend_explicit(q, k, v, causal()), hints)
 
 
+@counted
 def check_sees_future(function: Callable[[Callable[[Tensor], Tensor], Tensor], Any]) -> Report:
     """Check a detector ``(function, x) -> bool``.
 

@@ -13,6 +13,7 @@ from attention_lib.exercises.report import (
     check_against,
     check_answers,
     check_cases,
+    counted,
 )
 from attention_lib.positions import (
     Rotary,
@@ -22,6 +23,7 @@ from attention_lib.positions import (
 )
 
 
+@counted
 def check_paper(query: Any, key: Any, score: Any, moved: Any) -> Report:
     """Check two rotations by hand, their score, and the score after both have moved.
 
@@ -55,6 +57,7 @@ def check_paper(query: Any, key: Any, score: Any, moved: Any) -> Report:
     )
 
 
+@counted
 def check_rotary(function: Callable[..., Tensor]) -> Report:
     """Check a function ``(x, offset) -> turned x`` in the layout of the paper, with base 10000.
 
@@ -84,6 +87,7 @@ def check_rotary(function: Callable[..., Tensor]) -> Report:
     return check_against(function, _interleaved, inputs)
 
 
+@counted
 def check_bias(function: Callable[..., Tensor]) -> Report:
     """Check a function ``(slopes, query_length, key_length) -> bias`` that fits a cache.
 
@@ -116,6 +120,7 @@ def check_bias(function: Callable[..., Tensor]) -> Report:
     return check_against(function, _bias, inputs)
 
 
+@counted
 def check_only_distance(function: Callable[..., bool]) -> Report:
     """Check a test that says whether a score depends on positions through their distance only.
 

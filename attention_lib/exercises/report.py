@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
@@ -49,6 +50,38 @@ class Report:
 
 
 NOT_ATTEMPTED = Report(False, "Not attempted yet: the answer is None.")
+Arguments = ParamSpec("Arguments")
+_PASSED: dict[str, dict[str, bool]] = {}  # module of a chapter -> check -> whether it has passed
+
+
+def counted(check: Callable[Arguments, Report]) -> Callable[Arguments, Report]:
+    """Make a check that passes say how many of its chapter have passed since Python was started.
+
+    Args:
+        check: One of a chapter's checks.
+
+    Returns:
+        The same check with one line more in its message.
+
+    Source:
+        Used by every chapter's exercises.
+    """
+    checks, name = _PASSED.setdefault(check.__module__, {}), check.__name__
+    checks[name] = False
+
+    @wraps(check)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Report:
+        report = check(*args, **kwargs)
+        if not report.passed:
+            return report
+        checks[name] = True
+        missing = [other for other, passed in checks.items() if not passed]
+        names = ", ".join(other.removeprefix("check_").replace("_", " ") for other in missing)
+        count = f"Progress: {len(checks) - len(missing)} of {len(checks)} checks of this chapter."
+        left = f" Still open: {names}." if missing else ""
+        return Report(True, f"{report.message}\n{count}{left}")
+
+    return call
 
 
 def check_answers(answers: dict[str, tuple[Any, Any, str]], *, tolerance: float = 1e-3) -> Report:

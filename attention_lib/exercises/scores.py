@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_lib.exercises.report import Report, as_tensors, check_against, check_answers
+from attention_lib.exercises.report import Report, as_tensors, check_against, check_answers, counted
 from attention_lib.scores import additive, cosine, dot, gaussian, scaled_dot
 
 
+@counted
 def check_paper(standard_deviation: Any, factor: Any) -> Report:
     """Check the two numbers of the exercise on paper.
 
@@ -40,6 +41,7 @@ def check_paper(standard_deviation: Any, factor: Any) -> Report:
     )
 
 
+@counted
 def check_scaled_dot(function: Callable[[Tensor, Tensor], Tensor]) -> Report:
     """Check a function ``(query, key) -> scores`` that scales by the root of the width.
 
@@ -66,6 +68,7 @@ def check_scaled_dot(function: Callable[[Tensor, Tensor], Tensor]) -> Report:
     return check_against(function, scaled_dot, hints)
 
 
+@counted
 def check_additive(function: Callable[..., Tensor]) -> Report:
     """Check a function ``(query, key, query_weight, key_weight, vector) -> scores``.
 
@@ -89,6 +92,7 @@ def check_additive(function: Callable[..., Tensor]) -> Report:
     return check_against(function, additive, hints)
 
 
+@counted
 def check_favourites(function: Callable[[], tuple[Tensor, Tensor] | None]) -> Report:
     """Check that dot product, cosine and Gaussian score prefer keys 0, 1 and 2.
 

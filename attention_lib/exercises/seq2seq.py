@@ -15,6 +15,7 @@ from attention_lib.exercises.report import (
     check_against,
     check_answers,
     check_cases,
+    counted,
 )
 from attention_lib.masks import padding
 from attention_lib.scores import additive, cosine, scaled_dot
@@ -22,6 +23,7 @@ from attention_lib.scores import additive, cosine, scaled_dot
 Weights = Callable[[Tensor, Tensor], Tensor]
 
 
+@counted
 def check_paper(additive_score: Any, general_score: Any, penalty: Any) -> Report:
     """Check the three answers of the exercise on paper.
 
@@ -50,6 +52,7 @@ def check_paper(additive_score: Any, general_score: Any, penalty: Any) -> Report
     )
 
 
+@counted
 def check_context(function: Callable[..., Tensor]) -> Report:
     """Check a function ``(state, states, W_q, W_k, v, lengths) -> context``.
 
@@ -95,6 +98,7 @@ def _context(
     return output[:, 0]
 
 
+@counted
 def check_precision(function: Callable[..., float]) -> Report:
     """Check a function ``(hypothesis, reference, n) -> clipped n-gram precision``.
 
@@ -135,6 +139,7 @@ def _precision(hypothesis: str, reference: str, n: int) -> float:
     return (found & grams(reference)).total() / max(found.total(), 1)
 
 
+@counted
 def check_reads(function: Callable[..., bool]) -> Report:
     """Check a function ``(weights, query, states) -> whether the weights read the states``.
 

@@ -13,10 +13,12 @@ from attention_lib.exercises.report import (
     check_against,
     check_answers,
     check_cases,
+    counted,
 )
 from attention_lib.softmax import softmax
 
 
+@counted
 def check_paper(weights: Any, derivative: Any) -> Report:
     """Check the answers of the exercise on paper.
 
@@ -42,6 +44,7 @@ def check_paper(weights: Any, derivative: Any) -> Report:
     )
 
 
+@counted
 def check_softmax(function: Callable[[Tensor], Tensor]) -> Report:
     """Check a function ``scores -> weights`` that normalises the last dimension.
 
@@ -77,6 +80,7 @@ def check_softmax(function: Callable[[Tensor], Tensor]) -> Report:
     return check_against(function, softmax, inputs)
 
 
+@counted
 def check_masked_softmax(function: Callable[[Tensor, Tensor], Tensor]) -> Report:
     """Check a function ``(scores, mask) -> weights``, True meaning "may attend".
 
@@ -113,6 +117,7 @@ def check_masked_softmax(function: Callable[[Tensor, Tensor], Tensor]) -> Report
     return check_against(function, softmax, hints)
 
 
+@counted
 def check_backward(function: Callable[[Tensor, Tensor], Tensor]) -> Report:
     """Check a function ``(weights, grad) -> gradient of the scores``.
 
@@ -152,6 +157,7 @@ def check_backward(function: Callable[[Tensor, Tensor], Tensor]) -> Report:
     return check_cases(function, cases)
 
 
+@counted
 def check_wicked(function: Callable[[], Tensor | None]) -> Report:
     """Check that masking key 0 with -1e9 leaves it with more than half of the weight.
 

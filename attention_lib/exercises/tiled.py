@@ -14,10 +14,12 @@ from attention_lib.exercises.report import (
     check_against,
     check_answers,
     check_cases,
+    counted,
     waves,
 )
 
 
+@counted
 def check_paper(total: Any, output: Any, tiles: Any) -> Report:
     """Check the three answers of the exercise on paper.
 
@@ -41,6 +43,7 @@ def check_paper(total: Any, output: Any, tiles: Any) -> Report:
     )
 
 
+@counted
 def check_merge(function: Callable[[Tensor, Tensor, Tensor, Tensor], Any]) -> Report:
     """Check a function ``(output, lse, other_output, other_lse) -> output over both parts``.
 
@@ -97,6 +100,7 @@ def check_merge(function: Callable[[Tensor, Tensor, Tensor, Tensor], Any]) -> Re
     return check_cases(function, cases)
 
 
+@counted
 def check_streaming(function: Callable[[Tensor, Tensor, int], Any]) -> Report:
     """Check a function ``(scores, value, size) -> output`` that reads the keys in tiles.
 
@@ -139,6 +143,7 @@ def check_streaming(function: Callable[[Tensor, Tensor, int], Any]) -> Report:
     )
 
 
+@counted
 def check_key_gradient(function: Callable[..., Any]) -> Report:
     """Check ``(query, key, value, output, lse, grad, lse_grad) -> gradient of the keys``.
 
@@ -186,6 +191,7 @@ def check_key_gradient(function: Callable[..., Any]) -> Report:
     return check_cases(function, cases)
 
 
+@counted
 def check_flattering(function: Callable[[], Any]) -> Report:
     """Check scores that hide a missing factor, and whose mirror image shows it.
 

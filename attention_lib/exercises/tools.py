@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from attention_lib.exercises.report import Report, check_against, check_answers, waves
+from attention_lib.exercises.report import Report, check_against, check_answers, counted, waves
 
 
+@counted
 def check_paper(deviation: Any, loss_of_uniform: Any) -> Report:
     """Check the two numbers of the exercise on paper.
 
@@ -36,6 +37,7 @@ def check_paper(deviation: Any, loss_of_uniform: Any) -> Report:
     )
 
 
+@counted
 def check_standardise(function: Callable[[Tensor], Tensor]) -> Report:
     """Check a function that gives each row mean 0 and variance 1.
 
@@ -59,6 +61,7 @@ def check_standardise(function: Callable[[Tensor], Tensor]) -> Report:
     return check_against(function, _standardised, hints)
 
 
+@counted
 def check_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Report:
     """Check a function ``(logits, truth) -> loss``.
 

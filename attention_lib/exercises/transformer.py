@@ -13,6 +13,7 @@ from attention_lib.exercises.report import (
     check_against,
     check_answers,
     check_cases,
+    counted,
     waves,
 )
 from attention_lib.losses import cross_entropy
@@ -20,6 +21,7 @@ from attention_lib.losses import cross_entropy
 Predict = Callable[[Tensor], Tensor]
 
 
+@counted
 def check_paper(encoder_block: Any, decoder_block: Any, millions: Any) -> Report:
     """Check the three answers of the exercise on paper.
 
@@ -58,6 +60,7 @@ def check_paper(encoder_block: Any, decoder_block: Any, millions: Any) -> Report
     )
 
 
+@counted
 def check_smoothed(function: Callable[..., Tensor]) -> Report:
     """Check a function ``(logits, targets, epsilon, pad) -> mean smoothed cross-entropy``.
 
@@ -104,6 +107,7 @@ def _smoothed(logits: Tensor, targets: Tensor, epsilon: float, pad: int) -> Tens
     return cross_entropy(logits, targets, ignore_index=pad, label_smoothing=epsilon)
 
 
+@counted
 def check_leaks(function: Callable[..., bool]) -> Report:
     """Check a function ``(predict, target) -> whether a prediction sees what it must predict``.
 

@@ -11,11 +11,13 @@ from attention_lib.exercises.report import (
     as_tensors,
     check_against,
     check_answers,
+    counted,
     waves,
 )
 from attention_lib.models.vit import to_patches
 
 
+@counted
 def check_paper(tokens: Any, projection: Any, positions: Any, ratio: Any) -> Report:
     """Check the counts for ViT-B/16 at 224 pixels.
 
@@ -45,6 +47,7 @@ def check_paper(tokens: Any, projection: Any, positions: Any, ratio: Any) -> Rep
     )
 
 
+@counted
 def check_patches(function: Callable[..., Tensor]) -> Report:
     """Check a function ``(images, patch) -> patches`` with the patches row by row.
 
@@ -76,6 +79,7 @@ def check_patches(function: Callable[..., Tensor]) -> Report:
     return check_against(function, to_patches, inputs)
 
 
+@counted
 def check_image(function: Callable[..., Tensor]) -> Report:
     """Check a function ``(patches, patch, channels, columns) -> images``, the way back.
 
@@ -112,6 +116,7 @@ def _image(patches: Tensor, patch: int, channels: int, columns: int) -> Tensor:
     return images
 
 
+@counted
 def check_bag(function: Callable[[], Any]) -> Report:
     """Check two images that differ and have the same patches in another order.
 

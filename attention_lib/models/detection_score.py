@@ -48,7 +48,7 @@ def best_labels(
         Probabilities and classes, (B, N) each.
 
     Source:
-        Carion et al. (2020), section 4, "Training". Chapter 14.
+        Carion et al. (2020), section 4, "Technical details". Chapter 14.
     """
     scores, labels = predictions.logits.softmax(dim=-1)[..., :-1].max(dim=-1)
     return scores, labels
