@@ -42,12 +42,12 @@
         place: answer.appendChild(document.createElement("p")),
       });
     });
-    const section = document.getElementById("questions");
+    const section = document.getElementById("questions") ?? document.getElementById("exercises");
     if (!section || !tasks.length) return;
 
     const sum = element("span", []);
     const again = element("button", ["Clear this page"], { type: "button" });
-    section.append(element("p", [sum, " ", again], { className: "progress", role: "status" }));
+    section.append(element("p", [sum, " ", again], { className: "book-progress", role: "status" }));
     for (const task of tasks) {
       task.box = element("input", [], { type: "checkbox", onchange: save });
       task.place.append(element("label", [task.box, task.words], { className: "done" }));
@@ -65,9 +65,10 @@
     }
 
     function show() {
-      const parts = ["exercise", "question"].map((kind) => {
+      const parts = ["exercise", "question"].flatMap((kind) => {
         const all = tasks.filter((task) => task.kind === kind);
-        return `${all.filter((task) => task.box.checked).length} of ${all.length} ${kind}s`;
+        const done = all.filter((task) => task.box.checked).length;
+        return all.length ? [`${done} of ${all.length} ${kind}s`] : [];
       });
       sum.textContent = `Kept in this browser: ${parts.join(", ")} done.`;
       again.hidden = !tasks.some((task) => task.box.checked);
@@ -85,7 +86,7 @@
       const found = progress[link.pathname.split("/").pop().replace(/\.html$/, "")];
       if (!found) continue;
       const text = ` ${found.done.length} of ${found.of} done`;
-      link.after(element("small", [text], { className: "progress" }));
+      link.after(element("small", [text], { className: "book-progress" }));
     }
   }
 

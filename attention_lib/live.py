@@ -34,7 +34,8 @@ def temperature(scores: Sequence[float], labels: Sequence[str], *, description: 
     """
     if len(labels) != len(scores):
         raise ValueError(f"labels must be {len(scores)} names, got {len(labels)}")
-    steps = [0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0]
+    steps = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 2.5, 3.0]
+    steps += [3.5, 4.0, 4.5, 5.0, 7.0, 10.0, 20.0]
     data = {"scores": [float(score) for score in scores], "labels": list(labels)}
     return _live(
         "temperature", data, description, [_slider("temperature", "temperature", steps, 1.0)]

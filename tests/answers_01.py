@@ -27,7 +27,7 @@ CHECKS = {
         {
             "sign lost": ((0.5222, 2 / math.log(900)), "Centre each vector"),
             "not centred": ((0.0, 2 / math.log(900)), "Centre each vector"),
-            "one score 0 in place of -1": ((-0.5222, 1 / math.log(900)), "exp(-2/T)"),
+            "one score 0 in place of -1": ((-0.5222, 1 / math.log(900)), "ratio at temperature"),
             "second answer missing": ((-0.5222, None), "largest temperature: not attempted"),
         },
     ),

@@ -48,10 +48,14 @@ CHECKS = {
         soft.check_masked_softmax,
         masked,
         {
-            "nan row": (lambda s, m: masked(s, m, zero=False), "give 0"),
+            "nan row": (lambda s, m: masked(s, m, zero=False), "give weight 0"),
             "-1e9": (
                 lambda s, m: torch.softmax(s.masked_fill(~m, -1e9), dim=-1),
-                "give 0",
+                "give weight 0",
+            ),
+            "-1e9, zeroed afterwards": (
+                lambda s, m: torch.softmax(s.masked_fill(~m, -1e9), dim=-1) * m,
+                "however small",
             ),
             "zeroed afterwards": (lambda s, m: torch.softmax(s, dim=-1) * m, "still sum to one"),
             "the other way round": (lambda s, m: masked(s, ~m), "Softmax over the last"),

@@ -30,7 +30,7 @@ CHECKS = {
             ),
             "query and key exchanged": (
                 lambda x, a, b, c: attend(x @ b, x @ a, x @ c),
-                "that of the query",
+                "are the rows of the scores",
             ),
             "no batch": (
                 lambda x, a, b, c: (
@@ -51,6 +51,10 @@ CHECKS = {
             ),
             "mean of the keys": (lambda q, k, v: attend(q, k, k), "taken of the values"),
             "not scaled": (lambda q, k, v: attend(q, k, v, scale=1.0), "sum to one"),
+            "keys counted from the front": (
+                lambda q, k, v: torch.softmax(scaled_dot(q, k), dim=1) @ v,
+                "from the end",
+            ),
         },
     ),
     "04 previous": (

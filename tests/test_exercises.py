@@ -73,7 +73,7 @@ def test_a_check_that_passes_says_what_is_open_and_one_that_fails_does_not():
 
     one, other = counted(check_one), counted(check_the_other)
     assert one(3).message == "Not one."
-    progress = "Progress: 1 of 2 checks of this chapter. Still open: the other."
+    progress = "Progress: 1 of 2 checks of this chapter. Still open: check_the_other."
     assert one(1) == Report(True, f"Passed.\n{progress}")
     assert one(3).message == "Not one."  # and what has passed stays passed
     assert one(1).message == f"Passed.\n{progress}"

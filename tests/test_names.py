@@ -821,7 +821,11 @@ def _keras_weights() -> str:
     return "output and weights (B, H, Tq, Tk), not scores" if right else ELSE
 
 
-@row(BACK, "`transformers.GPT2LMHeadModel` called with `output_attentions=True`")
+@row(
+    BACK,
+    '`transformers.GPT2LMHeadModel` with `attn_implementation="eager"`, '
+    "called with `output_attentions=True`",
+)
 def _hugging_face_weights() -> str:
     model = gpt2(attn_implementation="eager")
     with torch.no_grad():
@@ -829,6 +833,13 @@ def _hugging_face_weights() -> str:
     right = len(found) == 2 and all(w.shape == (B, H, T, T) for w in found)
     right = right and all(same(w.sum(dim=-1), torch.ones(B, H, T)) for w in found)
     return "one tensor a layer, weights (B, H, Tq, Tk)" if right else ELSE
+
+
+@row(BACK, "the same with the default implementation")
+def _hugging_face_weights_by_default() -> str:
+    with torch.no_grad():
+        found = gpt2().eval()(tokens(B, T), output_attentions=True).attentions
+    return ELSE if found and any(w is not None for w in found) else "no weights"
 
 
 # Losses

@@ -129,7 +129,8 @@ def test_the_code_of_solutions_is_folded_and_no_other():
     )
     folded = {cell.source: cell.metadata for cell in notebook.cells if cell.metadata.get("jupyter")}
     assert list(folded) == ["answer()", "check()"]
-    assert folded["answer()"] == {"jupyter": {"source_hidden": True}, "cellView": "form"}
+    hidden = {"source_hidden": True, "outputs_hidden": True}
+    assert folded["answer()"] == {"jupyter": hidden, "cellView": "form"}
 
 
 def test_a_file_that_was_edited_by_hand_is_not_normal():

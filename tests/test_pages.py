@@ -33,6 +33,7 @@ START = "index.html"  # sends the reader on to the first page
 CHAPTERS = [name for name in PAGES if name.startswith("chapters/")]
 SETTLED = """async () => {
     await window.MathJax?.startup?.promise;
+    await window.setAllFormulas?.();
     await document.fonts.ready;
 }"""
 
@@ -256,12 +257,12 @@ def test_what_a_reader_has_done_is_kept_and_summed_up(address: str, browser: Bro
     page.reload()
     assert page.locator(".exercise label.done input").nth(1).is_checked()
     page.goto(address + "chapters/index.html")
-    assert page.locator("small.progress").all_inner_texts() == ["2 of 10 done"]
+    assert page.locator("small.book-progress").all_inner_texts() == ["2 of 10 done"]
     page.goto(address + "chapters/07_heads.html")
     page.get_by_role("button", name="Clear this page").click()
     assert "0 of 5 exercises, 0 of 5 questions" in summary.inner_text()
     page.goto(address + "chapters/index.html")
-    assert page.locator("small.progress").count() == 0
+    assert page.locator("small.book-progress").count() == 0
     context.close()
 
 

@@ -22,8 +22,8 @@ MAX_DPI = 100
 # Calls that may end a cell without showing anything.
 SILENT_CALLS = {"use_style"}
 KEPT_CELL_METADATA = ("mystnb", "reason", "tags")
-# How JupyterLab and VS Code, and Colab, are told to fold the code of a solution.
-FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form"}
+# How JupyterLab and VS Code, and Colab, are told to fold the cells of a solution.
+FOLDED = {"jupyter": {"source_hidden": True, "outputs_hidden": True}, "cellView": "form"}
 SOLUTION = re.compile(r"^:{3,}\{solution-(start|end)\}", re.M)
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

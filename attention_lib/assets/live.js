@@ -31,7 +31,7 @@ const KINDS = {
         { title: "weights from q · k / √D", labels: data.labels, values: scaled },
       ],
       said:
-        `typical score ${size.toFixed(2)}, √D = ${Math.sqrt(width).toFixed(2)}; ` +
+        `root mean square of these scores ${size.toFixed(2)}, √D = ${Math.sqrt(width).toFixed(2)}; ` +
         `largest weight ${Math.max(...plain).toFixed(3)}, scaled ${Math.max(...scaled).toFixed(3)}`,
     };
   },

@@ -59,6 +59,10 @@ def check_self_attention(function: Callable[[Tensor, Tensor, Tensor, Tensor], Te
             "Scores of x with x over the root of the width, softmax over the keys, mean of x.",
         ),
         "a value projection": ((x, eye, eye, _waves(2, 5)), "The mean is taken of x @ W_V."),
+        "who asks is the row": (
+            (x, eye, torch.tensor([[0.0, 0.0], [2.0, 0.0]]), eye),
+            "Queries come from W_Q and are the rows of the scores, keys come from W_K.",
+        ),
         "three different projections": (
             (x, _waves(2, 7), _waves(2, 7) - 0.5, _waves(2, 3)),
             "Divide by the root of the width that the product sums over: that of the query.",
@@ -76,7 +80,7 @@ def check_cross_attention(function: Callable[[Tensor, Tensor, Tensor], Tensor]) 
     """Check a function ``(query, key, value) -> output``.
 
     Args:
-        function: Takes (Tq, D), (Tk, D), (Tk, Dv), returns (Tq, Dv).
+        function: Takes (..., Tq, D), (..., Tk, D), (..., Tk, Dv), returns (..., Tq, Dv).
 
     Returns:
         The report.
@@ -95,6 +99,10 @@ def check_cross_attention(function: Callable[[Tensor, Tensor, Tensor], Tensor]) 
             "The weights of each query must sum to one over the keys.",
         ),
         "wider values": ((query, key, _waves(4, 5)), "The output is as wide as the values."),
+        "a batch": (
+            (_waves(3, 2, 3), _waves(3, 4, 3) - 0.5, _waves(3, 4, 5)),
+            "Count dimensions from the end: the keys are the last one of the scores.",
+        ),
     }
     return check_against(function, attend_explicit, hints)
 

@@ -36,7 +36,7 @@ def check_paper(correlation: Any, temperature: Any) -> Report:
             "largest temperature": (
                 temperature,
                 2 / math.log(900),
-                "One key scores 1, a hundred keys score -1: w = 1 / (1 + 100 exp(-2/T)) = 0.9.",
+                "One key scores 1, a hundred keys score -1: what is their ratio at temperature τ?",
             ),
         }
     )

@@ -60,12 +60,16 @@ def scale_follows_width(function: Function, kind: str) -> Report:
         "scale_follows_width",
         lambda query, key, *rest: function(wider(query), wider(key), *rest),
         function,
-        _cases(kind, "Got is the output with each feature twice, divided by the fourth root of 2."),
+        _cases(
+            kind,
+            "Got: queries and keys with each feature twice, divided by the fourth root of 2. "
+            "That must change nothing; expected is the output without it.",
+        ),
     )
 
 
 def padding(function: Function, kind: str) -> Report:
-    """What the mask forbids to all queries may hold anything: nothing changes.
+    """What the mask forbids to all queries may hold any finite numbers: nothing changes.
 
     Args:
         function: The function to look at.

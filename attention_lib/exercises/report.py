@@ -49,7 +49,9 @@ class Report:
         return self.message
 
 
+ROUNDED = 0.006  # an answer this near was rounded to two decimals
 NOT_ATTEMPTED = Report(False, "Not attempted yet: the answer is None.")
+IN_PLACE = "the answer is right, but your function changed its arguments in place"
 Arguments = ParamSpec("Arguments")
 _PASSED: dict[str, dict[str, bool]] = {}  # module of a chapter -> check -> whether it has passed
 
@@ -76,9 +78,8 @@ def counted(check: Callable[Arguments, Report]) -> Callable[Arguments, Report]:
             return report
         checks[name] = True
         missing = [other for other, passed in checks.items() if not passed]
-        names = ", ".join(other.removeprefix("check_").replace("_", " ") for other in missing)
         count = f"Progress: {len(checks) - len(missing)} of {len(checks)} checks of this chapter."
-        left = f" Still open: {names}." if missing else ""
+        left = f" Still open: {', '.join(missing)}." if missing else ""
         return Report(True, f"{report.message}\n{count}{left}")
 
     return call
@@ -103,6 +104,8 @@ def check_answers(answers: dict[str, tuple[Any, Any, str]], *, tolerance: float 
         if answer is None:
             return Report(False, f"{question}: not attempted yet.")
         complaint = _compare(answer, right, tolerance)
+        if complaint and not _compare(answer, right, ROUNDED):
+            return Report(False, f"{question}: {_show(answer)} is near. Give three decimals.")
         if complaint:  # the right answer stays hidden: there is nothing else to find out
             return Report(False, f"{question}: {complaint} is not right.\n  hint      {hint}")
     return Report(True, "Passed." if len(answers) == 1 else f"Passed: all {len(answers)} answers.")
@@ -142,14 +145,19 @@ def check_cases(
                 return NOT_ATTEMPTED
             complaint = _compare(result, case.expected, tolerance)
             if not complaint and not _same(given, case.arguments):
-                complaint = "the answer is right, but your function changed its arguments in place"
+                complaint = IN_PLACE
         if complaint:
+            expected, hint = _show(case.expected), case.hint
+            if complaint == expected or complaint.startswith(f"{expected} ("):  # differ further on
+                expected, complaint = (_show(x, digits=7) for x in (case.expected, result))
+            if complaint == IN_PLACE:
+                hint = "Write x = x - mean, which makes a new tensor, and not x -= mean."
             inputs = "\n".join(f"  input     {_show(argument)}" for argument in case.arguments)
             return Report(
                 False,
                 f"Case {number} of {len(cases)} ({case.name}) fails.\n{inputs}\n"
-                f"  expected  {_show(case.expected)}\n  got       {complaint}\n"
-                f"  hint      {case.hint}",
+                f"  expected  {expected}\n  got       {complaint}\n"
+                f"  hint      {hint}",
             )
     return Report(True, f"Passed: all {len(cases)} cases.")
 
@@ -248,14 +256,14 @@ def _same(given: tuple[Any, ...], original: tuple[Any, ...]) -> bool:
     )
 
 
-def _show(thing: Any) -> str:
-    """A short text for a message: small tensors in full, three decimals; large ones by shape."""
+def _show(thing: Any, *, digits: int = 3) -> str:
+    """A short text for a message: small tensors in full, rounded; large ones by shape."""
     if isinstance(thing, Tensor) and thing.numel() > 40:
         return f"tensor of shape {tuple(thing.shape)}"
     if isinstance(thing, Tensor):
         rounded = thing.detach()
         if rounded.is_floating_point():
-            rounded = rounded.double().mul(1000).round().div(1000) + 0.0
+            rounded = rounded.double().round(decimals=digits) + 0.0
         return str(rounded.tolist())
     if isinstance(thing, float):
         return f"{thing:.4g}"

@@ -81,7 +81,8 @@ def check_additive(function: Callable[..., Tensor]) -> Report:
     Source:
         Chapter 02, exercise "the additive score without a loop".
     """
-    small = (_grid(1, 2), _grid(1, 2) - 1, _grid(2, 1), _grid(2, 1) - 1, torch.ones(1))
+    pair = torch.tensor([[0.5, 0.0]]), torch.tensor([[0.0, 0.2]])  # the hidden sum is 0.7
+    small = (*pair, torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [1.0]]), torch.ones(1))
     wide = (_grid(2, 3), _grid(5, 2) - 1, _grid(3, 7), _grid(2, 7) - 1, _grid(7))
     batch = (_grid(2, 2, 3), _grid(2, 5, 2) - 1, *wide[2:])
     hints = {

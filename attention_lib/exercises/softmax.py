@@ -103,11 +103,15 @@ def check_masked_softmax(function: Callable[[Tensor, Tensor], Tensor]) -> Report
             (two, some),
             "True means 'may attend'; the allowed weights must still sum to one.",
         ),
-        "a fully masked row": ((two, none), "The sum of the exponentials is 0 there: give 0."),
+        "a fully masked row": ((two, none), "No key may be seen there: give weight 0 to each."),
         "huge scores": ((two * 1000, some), "Shift by the largest allowed score of the row."),
         "a huge score behind the mask": (
             (torch.tensor([[1000.0, 0.0, 1.0]]), torch.tensor([[False, True, True]])),
             "Mask before you take the maximum: the largest score here is forbidden.",
+        ),
+        "scores below every stand-in for minus infinity": (
+            (torch.tensor([[0.0, -2e9, -2e9]]), torch.tensor([[False, True, True]])),
+            "Two allowed keys with equal scores share the weight, however small the scores are.",
         ),
         "a batch": (
             (batch, torch.ones_like(batch, dtype=torch.bool)),

@@ -11,6 +11,9 @@ from pathlib import Path
 from bs4 import BeautifulSoup, NavigableString, Tag
 from sphinx.application import Sphinx
 
+from book_extension.speed import merge_styles
+
+DESCRIPTION = 160  # characters
 MENDS: list[Callable[[BeautifulSoup], None]] = []
 CHINESE = re.compile(r"[\u3400-\u9fff]+(?:[\u3000-\u303f\uff00-\uffef]*[\u3400-\u9fff]+)*")
 
@@ -38,16 +41,15 @@ def mend_site(app: Sphinx, error: Exception | None) -> None:
         title=app.config.html_title, url=app.builder.get_target_uri(app.config.root_doc)
     )
     (site / "index.html").write_text(start, encoding="utf-8")
+    pages: dict[Path, BeautifulSoup] = {}
     for path in sorted(site.rglob("*.html")):
-        if "_static" in path.relative_to(site).parts:
-            continue
-        before = path.read_text(encoding="utf-8")
-        page = BeautifulSoup(before, "html.parser")
-        for mend in MENDS:
-            mend(page)
-        after = str(page)
-        if after != before:
-            path.write_text(after, encoding="utf-8")
+        if "_static" not in path.relative_to(site).parts:
+            pages[path] = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+            for mend in MENDS:
+                mend(pages[path])
+    merge_styles(pages, site)
+    for path, page in pages.items():
+        path.write_text(str(page), encoding="utf-8")
 
 
 def _mend(function: Callable[[BeautifulSoup], None]) -> Callable[[BeautifulSoup], None]:
@@ -69,8 +71,27 @@ def lighten(page: BeautifulSoup) -> None:
         icon["class"] = ["fas", "fa-code-branch"]
     for image in page.select("article img"):
         image["loading"] = "lazy"
+    for early in page.select('link[rel="preload"][as="script"]'):
+        early.decompose()  # the text comes first
+    for script in page.select("head script, body > script"):
+        if script.get("src"):
+            script["defer"] = ""
+        elif (script.string or "").startswith("DOCUMENTATION_OPTIONS."):
+            script["type"] = "module"  # waits for the script that makes the object
     for copy in page.select("#jb-print-docs-body"):  # a second title, for print alone
         copy.decompose()
+
+
+@_mend
+def describe(page: BeautifulSoup) -> None:
+    """The first paragraph as the description that search engines show."""
+    first = page.select_one("article p")
+    if page.select_one('meta[name="description"]') or first is None:
+        return
+    text = " ".join(first.get_text().split())
+    if len(text) > DESCRIPTION:
+        text = text[:DESCRIPTION].rsplit(" ", 1)[0] + " …"
+    page.head.append(page.new_tag("meta", attrs={"name": "description", "content": text}))
 
 
 @_mend
