@@ -11,16 +11,27 @@ function letKeyboardScroll() {
   });
 }
 
-// Formulas that come into view are set at once, all others later, a few at a time: a long page answers
-// to a touch from the beginning. Until then a formula stands there as TeX.
-const SCREENS_AHEAD = "100%"; // how far below the window a formula counts as coming into view
-const PATIENCE = 8000; // milliseconds until a page that nobody touches sets the rest
+// Formulas in view are set at once, all others when the reader first moves, or after a while, a few at
+// a time: a long page shows its text and answers to a touch from the beginning. Until then a formula
+// stands there as TeX.
+const PATIENCE = 4000; // milliseconds until a page that nobody touches sets its formulas
 const waiting = new Set();
+let loading;
 let queue = Promise.resolve();
+
+function loadMathJax() {
+  loading ??= new Promise((ready) => {
+    window.MathJax.startup = { pageReady: async () => ready() };
+    const script = document.createElement("script");
+    script.src = document.getElementById("mathjax").dataset.src;
+    document.head.append(script);
+  });
+  return loading;
+}
 
 function setFormulas(formulas) {
   const now = formulas.filter((formula) => waiting.delete(formula));
-  if (now.length) queue = queue.then(() => MathJax.typesetPromise(now));
+  if (now.length) queue = queue.then(loadMathJax).then(() => MathJax.typesetPromise(now));
   return queue;
 }
 
@@ -33,33 +44,23 @@ async function setAllFormulas() {
   letKeyboardScroll();
 }
 
-function setFormulasInView() {
-  for (const formula of document.querySelectorAll(".math")) waiting.add(formula);
-  return new Promise((ready) => {
-    const watcher = new IntersectionObserver(
-      async (entries) => {
-        const seen = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
-        for (const formula of seen) watcher.unobserve(formula);
-        await setFormulas(seen);
-        ready();
-      },
-      { rootMargin: `0px 0px ${SCREENS_AHEAD} 0px` },
-    );
-    for (const formula of waiting) watcher.observe(formula);
-    if (!waiting.size) ready();
-    for (const touch of ["scroll", "keydown", "pointerdown"]) {
-      addEventListener(touch, setAllFormulas, { once: true, passive: true });
-    }
-    addEventListener("beforeprint", setAllFormulas);
-    setTimeout(setAllFormulas, PATIENCE);
+document.addEventListener("DOMContentLoaded", () => {
+  if (document.getElementById("mathjax")) {
+    for (const formula of document.querySelectorAll(".math")) waiting.add(formula);
+  }
+  const watcher = new IntersectionObserver((entries) => {
+    const seen = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
+    for (const formula of seen) watcher.unobserve(formula);
+    setFormulas(seen);
   });
-}
-if (window.MathJax?.config) MathJax.config.startup.pageReady = setFormulasInView;
+  for (const formula of waiting) watcher.observe(formula);
+  for (const move of ["scroll", "keydown", "pointerdown"]) {
+    addEventListener(move, setAllFormulas, { once: true, passive: true });
+  }
+  addEventListener("beforeprint", setAllFormulas);
+  setTimeout(setAllFormulas, PATIENCE);
 
-window.addEventListener("load", async () => {
-  await window.MathJax?.startup?.promise;
-  letKeyboardScroll();
-  window.addEventListener("resize", letKeyboardScroll);
+  addEventListener("resize", letKeyboardScroll);
   for (const folded of document.querySelectorAll("details")) {
     folded.addEventListener("toggle", letKeyboardScroll);
   }

@@ -25,6 +25,7 @@ def explore(
     mask: Mask | Tensor | None = None,
     layers: Sequence[str] | None = None,
     heads: Sequence[str] | None = None,
+    kind: str = "head",
     start: tuple[int, int, int] = (0, 0, 0),
     image: Tensor | None = None,
     grid: tuple[int, int] | None = None,
@@ -45,6 +46,7 @@ def explore(
             the weights. What is not allowed is hatched.
         layers: Names of the layers; numbers from 0 if None.
         heads: Names of the heads; numbers from 0 if None.
+        kind: What the heads are called; their mean is offered only if they are heads.
         start: Layer, head and query at the beginning.
         image: Image from 0 to 1, (Y, X) or (3, Y, X), whose patches are the last keys.
         grid: Rows and columns of the patches.
@@ -100,6 +102,8 @@ def explore(
         "self": own,
         "weights": base64.b64encode(numbers.numpy().astype("<u2").tobytes()).decode(),
     }
+    if kind != "head":
+        data["kind"] = kind
     if image is not None:
         data |= {"grid": list(grid or ()), "image": address(image_png(image))}
     layer, head, query = start

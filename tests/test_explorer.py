@@ -105,7 +105,7 @@ def opened(page: Page, html: str, head: str = "") -> Page:
 
 def numbers(page: Page) -> list[float | None]:
     texts = page.locator(".ae-keys .ae-number").all_inner_texts()
-    return [None if text == "masked" else float(text) for text in texts]
+    return [None if text == "–" else float(text) for text in texts]
 
 
 @pytest.mark.pages

@@ -31,8 +31,9 @@ PAGES = sorted(
 )
 START = "index.html"  # sends the reader on to the first page
 CHAPTERS = [name for name in PAGES if name.startswith("chapters/")]
+# No fade in which a colour could be measured half way, and nothing that is laid out only when seen.
+ALL_AT_ONCE = "* { transition: none !important; content-visibility: visible !important; }"
 SETTLED = """async () => {
-    await window.MathJax?.startup?.promise;
     await window.setAllFormulas?.();
     await document.fonts.ready;
 }"""
@@ -90,8 +91,7 @@ class Visit:
         self.page.on("response", self._response)
         self.page.goto(url, wait_until="load")
         self.page.evaluate(SETTLED)
-        # Colours must not be measured half way through a fade.
-        self.page.add_style_tag(content="* { transition: none !important; }")
+        self.page.add_style_tag(content=ALL_AT_ONCE)
 
     def _console(self, message: Any) -> None:
         if message.type in ("error", "warning"):
@@ -257,7 +257,7 @@ def test_what_a_reader_has_done_is_kept_and_summed_up(address: str, browser: Bro
     page.reload()
     assert page.locator(".exercise label.done input").nth(1).is_checked()
     page.goto(address + "chapters/index.html")
-    assert page.locator("small.book-progress").all_inner_texts() == ["2 of 10 done"]
+    assert page.locator("small.book-progress").all_inner_texts() == [" 2 of 10 done"]
     page.goto(address + "chapters/07_heads.html")
     page.get_by_role("button", name="Clear this page").click()
     assert "0 of 5 exercises, 0 of 5 questions" in summary.inner_text()
@@ -303,6 +303,18 @@ def test_live_computation_runs_in_the_page(
     before = live.locator("output").inner_text()
     live.get_by_role("slider").first.press("End")
     assert live.locator("output").inner_text() != before
+    page.close()
+
+
+@needs_chromium
+@pytest.mark.parametrize("button", ["primary", "secondary"])
+def test_menus_open_on_a_phone(
+    button: str, address: str, contexts: dict[str, BrowserContext]
+) -> None:
+    page = Visit(contexts["phone"], address + "chapters/07_heads.html").page
+    page.locator(f"button.{button}-toggle:visible").click()
+    page.wait_for_selector(f"dialog#pst-{button}-sidebar-modal[open]")
+    assert page.locator("dialog[open] a:visible").count() > 5
     page.close()
 
 

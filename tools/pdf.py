@@ -21,7 +21,6 @@ RESULT = ROOT / "_build" / "attention.pdf"
 MARGIN = {"top": "18mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
 # Wait for the formulas, open what is folded, load what is far below.
 PREPARE = """async () => {
-    await window.MathJax?.startup?.promise;
     await setAllFormulas();
     await document.fonts.ready;
     for (const fold of document.querySelectorAll("details")) fold.open = true;

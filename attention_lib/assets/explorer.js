@@ -72,8 +72,9 @@ const start = (root) => {
   // --- layers and heads ---
 
   const layer = group("layer", data.layers, go("layer"));
-  const headNames = heads > 1 ? [...data.heads, "mean"] : data.heads;
-  const head = group("head", headNames, go("head"));
+  const kind = data.kind ?? "head"; // what stands side by side; a mean makes sense of heads only
+  const headNames = heads > 1 && kind === "head" ? [...data.heads, "mean"] : data.heads;
+  const head = group(kind, headNames, go("head"));
   head.buttons.forEach((button) => {
     const bar = make("span", "ae-bar");
     bar.setAttribute("aria-hidden", "true");
@@ -81,7 +82,7 @@ const start = (root) => {
   });
   const choices = make("div", "ae-choices");
   if (layers > 1) choices.append(section("layer", layer.box));
-  if (heads > 1) choices.append(section("head, and the mean entropy of its rows in nats", head.box));
+  if (heads > 1) choices.append(section(`${kind}, and the mean entropy of its rows in nats`, head.box));
 
   // --- queries and keys; patches of an image lie on the image ---
 
@@ -118,13 +119,13 @@ const start = (root) => {
       query.box.append(picture);
     } else parts.push(section("keys: patches of the image", picture));
   }
-  const queries = section("query: point at one, or use the arrow keys", query.box);
+  const queries = section("query: tap or point at one; arrow keys work too", query.box);
   const keys = section("keys, and their weights", list);
   const said = make("p", "ae-said");
   said.setAttribute("role", "status");
   said.setAttribute("aria-live", "polite");
   const body = make("div", "ae-body");
-  body.append(choices, queries, ...(words ? [keys] : []), ...parts, said);
+  body.append(choices, queries, said, ...(words ? [keys] : []), ...parts);
 
   // --- what is shown now ---
 
@@ -137,7 +138,7 @@ const start = (root) => {
       place.classList.toggle("ae-masked", weight === null);
       if (index < words) {
         place.style.backgroundColor = `rgb(43 140 190 / ${0.75 * (weight ?? 0)})`;
-        place.lastChild.textContent = weight === null ? "masked" : weight.toFixed(2);
+        place.lastChild.textContent = weight === null ? "–" : weight.toFixed(2);
       } else place.style.backgroundColor = `rgb(0 0 0 / ${0.8 * (1 - (weight ?? 0) / top)})`;
     });
     layer.mark(now.layer);
@@ -156,7 +157,7 @@ const start = (root) => {
       .filter(([weight]) => weight > 0)
       .map(([weight, index]) => `${data.keys[index]} ${weight.toFixed(2)}`);
     const blocked = weights.filter((w) => w === null).length;
-    const where = [layers > 1 && `layer ${data.layers[now.layer]}`, heads > 1 && `head ${headNames[now.head]}`];
+    const where = [layers > 1 && `layer ${data.layers[now.layer]}`, heads > 1 && `${kind} ${headNames[now.head]}`];
     said.textContent =
       [...where.filter(Boolean), `query ${data.queries[now.query]}`].join(", ") +
       `: ${best.join(", ") || "no key allowed"}. ` +

@@ -71,6 +71,10 @@ def lighten(page: BeautifulSoup) -> None:
         icon["class"] = ["fas", "fa-code-branch"]
     for image in page.select("article img"):
         image["loading"] = "lazy"
+    for script in page.select('script[src$="mathjax/startup.js"]'):
+        # book.js loads it when the first formula comes into view.
+        script["id"], script["type"], script["data-src"] = "mathjax", "text/plain", script["src"]
+        del script["src"]
     for early in page.select('link[rel="preload"][as="script"]'):
         early.decompose()  # the text comes first
     for script in page.select("head script, body > script"):
@@ -78,6 +82,8 @@ def lighten(page: BeautifulSoup) -> None:
             script["defer"] = ""
         elif (script.string or "").startswith("DOCUMENTATION_OPTIONS."):
             script["type"] = "module"  # waits for the script that makes the object
+    for twin in page.select(".bd-header .primary-toggle, .bd-header .secondary-toggle"):
+        twin.decompose()  # hidden, and the theme's script would listen to it alone
     for copy in page.select("#jb-print-docs-body"):  # a second title, for print alone
         copy.decompose()
 
@@ -101,6 +107,8 @@ def label(page: BeautifulSoup) -> None:
         # A label that lacks the visible text hides that text from voice control.
         if button.get("aria-label") and button.get_text(strip=True):
             del button["aria-label"]
+    for summary in page.select("summary[aria-label]"):
+        del summary["aria-label"]  # its text says what it does
     for logo in page.select("a.navbar-brand"):
         item = logo.find_parent(class_="sidebar-primary-item")
         if item:
@@ -162,6 +170,14 @@ def name_exercises(page: BeautifulSoup) -> None:
         title.span.string = number
         if "exercise" in title.parent["class"]:
             title.append(f" {subtitle}")
+
+
+@_mend
+def wrap_sentences(page: BeautifulSoup) -> None:
+    """Output without columns may be broken on a narrow screen; tables of numbers may not."""
+    for text in page.select(".cell_output pre"):
+        if not re.search(r"\S {2,}\S|^ ", text.get_text(), re.MULTILINE):
+            text["class"] = sorted({*text.get("class", []), "sentences"})
 
 
 @_mend
