@@ -137,7 +137,7 @@ const start = (root) => {
       const weight = weights[index];
       place.classList.toggle("ae-masked", weight === null);
       if (index < words) {
-        place.style.backgroundColor = `rgb(43 140 190 / ${0.75 * (weight ?? 0)})`;
+        place.style.backgroundColor = `rgb(43 140 190 / ${0.6 * (weight ?? 0)})`;
         place.lastChild.textContent = weight === null ? "–" : weight.toFixed(2);
       } else place.style.backgroundColor = `rgb(0 0 0 / ${0.8 * (1 - (weight ?? 0) / top)})`;
     });
