@@ -20,6 +20,7 @@ CLEANING = [
     (r"^(`{3,}).*?^\1`*", ""),  # fenced code
     (r"^:{3,}.*?^:{3,}$", ""),  # boxes
     (r"\$\$.*?\$\$", ""),
+    (r"^\([\w-]+\)=$", ""),  # targets of links
     (r"^\|.*?$", ""),  # tables
     (r"\{[\w:-]+\}`[^`]*`", ""),  # citations and references
     (r"\[([^\]]+)\]\([^)]*\)", r"\1"),  # links
