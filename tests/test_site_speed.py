@@ -46,10 +46,11 @@ def test_imports_come_first_and_addresses_are_seen_from_the_new_place(site: Path
     )
 
 
-def test_names_come_from_pages_and_from_scripts(site: Path):
-    (site / "a.html").write_text('<p class="one two">')
+def test_names_come_from_the_mended_pages_and_from_scripts(site: Path):
+    page = BeautifulSoup('<p class="one two">', "html.parser")
+    page.p["class"].append("mended")  # as a mend does, before the page is written
     (site / "_static" / "a.js").write_text('box.classList.add("three-four")')
-    assert {"one", "two", "three-four"} <= used_names(site)
+    assert {"one", "two", "mended", "three-four"} <= used_names([page], site)
 
 
 def test_pages_get_one_sheet_and_a_second_run_changes_nothing(site: Path):

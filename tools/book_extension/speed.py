@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from posixpath import join, normpath, relpath
@@ -18,12 +18,9 @@ WORD = re.compile(r"[A-Za-z_][\w-]*")
 GROUPS = ("media", "supports", "layer", "container")
 
 
-def used_names(site: Path) -> set[str]:
-    """Every name that may be a class: what stands in a page, and every word of every script."""
-    names: set[str] = set()
-    for path in site.rglob("*.html"):
-        for classes in re.findall(r'class="([^"]*)"', path.read_text(encoding="utf-8")):
-            names.update(classes.split())
+def used_names(pages: Iterable[BeautifulSoup], site: Path) -> set[str]:
+    """Every name that may be a class: those of the pages, and every word of every script."""
+    names = {name for page in pages for tag in page.select("[class]") for name in tag["class"]}
     for path in site.rglob("*.js"):
         names.update(WORD.findall(path.read_text(encoding="utf-8")))
     return names
@@ -31,7 +28,7 @@ def used_names(site: Path) -> set[str]:
 
 def merge_styles(pages: dict[Path, BeautifulSoup], site: Path) -> None:
     """Give all pages with the same style sheets one in their place."""
-    names = used_names(site)
+    names = used_names(pages.values(), site)
     merged: dict[tuple[str, ...], str] = {}
     for path, page in pages.items():
         links = [
