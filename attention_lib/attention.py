@@ -18,12 +18,12 @@ from attention_lib._checks import (
     check_float,
     check_fraction,
     check_like,
-    check_mask,
     check_query_key,
     check_query_key_value,
     flatten_batch,
     shape,
 )
+from attention_lib._masking import dense_mask
 from attention_lib.masks import Mask, causal
 from attention_lib.scores import scaled_dot
 from attention_lib.softmax import softmax
@@ -71,7 +71,7 @@ def attention_weights(
     """
     check_query_key(query, key, same_width=False)
     scores = score(query, key)  # (..., Tq, Tk)
-    allowed = _dense_mask(mask, shape(scores), scores)
+    allowed = dense_mask(mask, shape(scores), scores)
     if bias is not None:
         _check_bias(bias, shape(scores), scores)
         scores = scores + bias
@@ -181,7 +181,7 @@ def attend(
     if mask is causal() and full[-2] == 1:
         mask = None  # one query stands at the last position and sees every key
     is_causal = mask is causal() and bias is None and full[-2] == full[-1]
-    allowed = None if is_causal else _dense_mask(mask, full, query)
+    allowed = None if is_causal else dense_mask(mask, full, query)
     if bias is not None:
         _check_bias(bias, full, query)
     if key.shape[-2] == 0:  # the kernel does not take an empty sequence; an empty sum is 0
@@ -242,18 +242,6 @@ def _certainly_none(blocked: Tensor) -> bool:
         return not blocked.any()
     except RuntimeError:  # under vmap one tensor stands for many
         return False
-
-
-def _dense_mask(mask: Mask | Tensor | None, full: tuple[int, ...], scores: Tensor) -> Tensor | None:
-    """Write a mask out so that it broadcasts to scores of shape ``full``; check that it fits."""
-    if mask is None:
-        return None
-    if not isinstance(mask, Mask):
-        check_mask(mask, full, "(..., Tq, Tk)", scores)
-        return mask
-    allowed = mask.compact(full[-2], full[-1], scores.device)
-    check_mask(allowed.expand(*allowed.shape[:-2], *full[-2:]), full, "(..., Tq, Tk)", scores)
-    return allowed
 
 
 def _check_bias(bias: Tensor, full: tuple[int, ...], scores: Tensor) -> None:

@@ -13,6 +13,7 @@ from attention_lib._checks import (
     shape,
 )
 from attention_lib._joint import project
+from attention_lib._masking import mask_per_head
 from attention_lib.attention import attend, attention_weights
 from attention_lib.masks import Mask, causal
 from attention_lib.positions import Position
@@ -261,7 +262,8 @@ class MultiHeadAttention(nn.Module):
         if cache is not None:
             mask = cache.visible(mask, q.shape[-2])
             k, v = cache.append(k, v)
-        mask, bias = self._per_head(mask, q, k), self._bias(q, k, offset)
+        mask = mask_per_head(mask, max(q.ndim, k.ndim))
+        bias = self._bias(q, k, offset)
         dropout = self.dropout if self.training else 0.0
         sees_all = bias is None and (mask is None or mask is causal())  # with one query
         if self.kv_heads < self.heads and q.shape[-2] == 1 and sees_all:
@@ -299,7 +301,8 @@ class MultiHeadAttention(nn.Module):
         if cache is not None:
             mask = cache.visible(mask, q.shape[-2])
             k, _ = cache.extended(k, v)
-        mask, bias = self._per_head(mask, q, k), self._bias(q, k, offset)
+        mask = mask_per_head(mask, max(q.ndim, k.ndim))
+        bias = self._bias(q, k, offset)
         return attention_weights(q, self._share(k), mask, bias=bias)
 
     def _project(
@@ -358,22 +361,3 @@ class MultiHeadAttention(nn.Module):
         """Give each query head its key or value head: (..., Hkv, T, Dh) to (..., H, T, Dh)."""
         groups = self.heads // self.kv_heads
         return x if groups == 1 else x.repeat_interleave(groups, dim=-3)
-
-    def _per_head(self, mask: Mask | Tensor | None, q: Tensor, k: Tensor) -> Mask | Tensor | None:
-        """Give a mask of one matrix for each sequence a head dimension of 1.
-
-        Without it a (B, Tq, Tk) mask would fail against (B, H, Tq, Tk) scores, or, worse, mask
-        heads in place of sequences when B equals H.
-        """
-        rank = max(q.ndim, k.ndim) - 1  # of a mask that is the same for all heads
-        if isinstance(mask, Tensor) and 2 < mask.ndim <= rank:
-            return mask.unsqueeze(-3)
-        if isinstance(mask, Mask) and mask is not causal() and rank > 2:
-            rule = mask.rule
-
-            def spread(query: Tensor, key: Tensor) -> Tensor:
-                allowed = rule(query, key)
-                return allowed.unsqueeze(-3) if 2 < allowed.ndim <= rank else allowed
-
-            return Mask(spread, mask.name)
-        return mask

@@ -20,6 +20,7 @@ LAYERS = [
     "scores",
     "softmax",
     "masks",
+    "_masking",
     "attention",
     "positions",
     "heads",
@@ -130,7 +131,7 @@ def _public() -> dict[str, ast.FunctionDef | ast.ClassDef]:
     """Functions, classes and methods without an underscore, but for what only the library uses."""
     found = {}
     for path in MODULES:
-        if path.stem in ("__main__", "_checks", "report"):
+        if path.stem in ("__main__", "_checks", "_masking", "report"):
             continue
         tree = ast.parse(path.read_text())
         classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]

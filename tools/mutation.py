@@ -23,6 +23,7 @@ MODULES = [
     "scores",
     "softmax",
     "masks",
+    "_masking",
     "attention",
     "positions",
     "heads",

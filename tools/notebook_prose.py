@@ -29,7 +29,7 @@ NOT_PROSE = [
     )
 ]
 CITATION = re.compile(r"\{cite(?::\w+)?\}`[^`]*`")
-FOLDED = re.compile(r"<details>.*?</details>", re.S)
+DETAILS = re.compile(r"<details>.*?</details>", re.S)
 NEAR = 60  # characters between a year and the citation that it belongs to
 REFERENCE = re.compile(
     r"\b(?:eq|equation|sec|section|page|p|pp|chapter|topic|exercise|figure|table|theorem|algorithm"
@@ -70,7 +70,7 @@ def headings(text: str) -> list[tuple[int, str, int]]:
 
 def words(cells: Iterable[NotebookNode]) -> int:
     """Number of words of prose in a notebook's cells, without what is folded away."""
-    texts = [prose(FOLDED.sub("", cell.source)) for cell in cells if cell.cell_type == "markdown"]
+    texts = [prose(DETAILS.sub("", cell.source)) for cell in cells if cell.cell_type == "markdown"]
     return len(re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*", " ".join(texts)))
 
 

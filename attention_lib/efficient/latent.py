@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from attention_lib._checks import check_count, check_divides, check_float, check_like, shape
+from attention_lib._masking import mask_per_head
 from attention_lib.attention import attend
 from attention_lib.efficient.caches import cache_bytes
 from attention_lib.heads import KVCache, merge_heads, split_heads
@@ -242,7 +243,7 @@ class LatentAttention(nn.Module):
         absorbing = new * (self.latent * self.head_width + total * (self.latent - self.head_width))
         form = attend_absorbed if absorbing < expanding else attend_expanded
         key_up, value_up = self.up()
-        output = form(query, memory, key_up, value_up, _for_heads(mask, query, total))
+        output = form(query, memory, key_up, value_up, mask_per_head(mask, query.ndim))
         mixed: Tensor = self.output_proj(merge_heads(output))
         return mixed
 
@@ -266,18 +267,6 @@ class LatentAttention(nn.Module):
         """The matrices that make keys and values of each head, as views of the weights."""
         sizes = (self.heads, self.head_width, self.latent)
         return self.key_up.weight.view(sizes), self.value_up.weight.view(sizes)
-
-
-def _for_heads(mask: Mask | Tensor | None, query: Tensor, total: int) -> Mask | Tensor | None:
-    """Give a mask of one matrix for each sequence a head dimension of 1.
-
-    Without it a (B, Tq, Tk) mask would mask heads in place of sequences where B equals H.
-    """
-    if mask is None or mask is causal():
-        return mask
-    if isinstance(mask, Mask):
-        mask = mask.dense(query.shape[-2], total, query.device)
-    return mask.unsqueeze(-3) if 2 < mask.ndim < query.ndim else mask
 
 
 def _check_parts(

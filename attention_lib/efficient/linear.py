@@ -20,11 +20,11 @@ from attention_lib._checks import (
     check_count,
     check_float,
     check_like,
-    check_mask,
     check_query_key,
     check_query_key_value,
     shape,
 )
+from attention_lib._masking import dense_mask
 from attention_lib.masks import Mask
 
 FeatureMap = Callable[[Tensor], Tensor]
@@ -328,12 +328,8 @@ def _products(
     """Products of features of all allowed pairs, (..., Tq, Tk), in at least float32."""
     q, k = _features(query, key, feature_map)
     products = q @ k.mT
-    if mask is None:
-        return products
-    full = shape(products)
-    allowed = mask.dense(full[-2], full[-1], query.device) if isinstance(mask, Mask) else mask
-    check_mask(allowed, full, "(..., Tq, Tk)", products)
-    return products.masked_fill(~allowed, 0)
+    allowed = dense_mask(mask, shape(products), products)
+    return products if allowed is None else products.masked_fill(~allowed, 0)
 
 
 def _wide_value(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
