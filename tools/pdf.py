@@ -18,6 +18,7 @@ from pypdf.generic import ArrayObject, NameObject
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "_build" / "html"
 RESULT = ROOT / "_build" / "attention.pdf"
+TITLE = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["title"]
 MARGIN = {"top": "18mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
 # Wait for the formulas, open what is folded, load what is far below.
 PREPARE = """async () => {
@@ -91,6 +92,7 @@ def main() -> None:
                 book.append(sheet, outline_item=title or path.stem, import_outline=False)
                 print(f"{path.stem}: {len(sheet.pages)} pages", flush=True)
     link_chapters(book, starts)
+    book.add_metadata({"/Title": TITLE})
     book.compress_identical_objects()
     book.write(RESULT)
     print(f"\n{RESULT.relative_to(ROOT)}: {len(book.pages)} pages, {RESULT.stat().st_size:,} bytes")
