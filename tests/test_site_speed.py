@@ -3,9 +3,14 @@
 from pathlib import Path
 
 import pytest
+import yaml
+from book_extension.mend import PLAIN_TOKENS, unwrap_plain_tokens
 from book_extension.speed import merge_styles, needed, used_names
 from bs4 import BeautifulSoup
+from pygments.styles import get_style_by_name
+from pygments.token import STANDARD_TYPES, Token
 
+ROOT = Path(__file__).resolve().parent.parent
 NAMES = {"used", "also"}
 
 
@@ -67,3 +72,20 @@ def test_pages_get_one_sheet_and_a_second_run_changes_nothing(site: Path):
     before = str(pages[path])
     merge_styles(pages, site)
     assert str(pages[path]) == before
+
+
+def test_code_keeps_its_text_and_the_elements_that_have_a_colour():
+    code = '<span></span><span class="k">if</span><span class="w"> </span><span class="n">a</span>'
+    page = BeautifulSoup(f'<div class="highlight"><pre>{code}</pre></div>', "html.parser")
+    unwrap_plain_tokens(page)
+    assert str(page.pre) == '<pre><span></span><span class="k">if</span> a</pre>'
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_tokens_without_an_element_look_like_plain_text(theme: str):
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    style = config["sphinx"]["config"]["html_theme_options"][f"pygments_{theme}_style"]
+    drawn = get_style_by_name(style).style_for_token
+    tokens = [token for token, short in STANDARD_TYPES.items() if short in PLAIN_TOKENS]
+    assert len(tokens) == len(PLAIN_TOKENS)
+    assert all(drawn(token) == drawn(Token.Text) for token in tokens)

@@ -15,6 +15,8 @@ from book_extension.speed import merge_styles
 
 DESCRIPTION = 160  # characters
 MENDS: list[Callable[[BeautifulSoup], None]] = []
+# Tokens of code that the light and the dark style both draw like plain text.
+PLAIN_TOKENS = {"n", "nn", "nx", "p", "pm", "w"}
 CHINESE = re.compile(r"[\u3400-\u9fff]+(?:[\u3000-\u303f\uff00-\uffef]*[\u3400-\u9fff]+)*")
 
 START_PAGE = """\
@@ -86,6 +88,15 @@ def lighten(page: BeautifulSoup) -> None:
         twin.decompose()  # hidden, and the theme's script would listen to it alone
     for copy in page.select("#jb-print-docs-body"):  # a second title, for print alone
         copy.decompose()
+
+
+@_mend
+def unwrap_plain_tokens(page: BeautifulSoup) -> None:
+    """Names and brackets in code need no element of their own: they are half of a long page's."""
+    for token in page.select(".highlight pre span[class]"):
+        if PLAIN_TOKENS.issuperset(token["class"]):
+            token.unwrap()
+    page.smooth()
 
 
 @_mend
