@@ -82,6 +82,10 @@ faults: book data  ## plant faults one by one and show that a test turns red for
 standalone: $(STAMP)  ## run each notebook alone, in an empty folder with a fresh environment
 	$(BIN)/python tools/standalone.py $(NB)
 
+.PHONY: stopped
+stopped: data  ## stop each notebook in the middle and run it again in the same kernel
+	$(BIN)/python tools/stopped.py $(NB)
+
 .PHONY: links
 links: $(STAMP)  ## follow every link that leads out of the book (needs a network)
 	PYTHONPATH=. $(BIN)/jupyter-book build . --builder linkcheck --path-output _build/links
