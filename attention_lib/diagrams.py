@@ -159,9 +159,9 @@ def multi_head_diagram() -> Diagram:
         After Vaswani et al. (2017), figure 2, right. Chapter 07.
     """
     drawing = Diagram(480, 542, "Multi-head attention: project, split, attend, merge, mix")
-    drawing.box("X", "input X", "B × T × D", at=(240, 36), kind="data")
+    drawing.box("X", "input x", "B × T × D", at=(240, 36), kind="data")
     for name, x in (("Q", 82), ("K", 240), ("V", 398)):
-        drawing.box(name, f"X W_{name}", "B × T × D", at=(x, 136), kind="learned", width=126)
+        drawing.box(name, f"x W_{name}", "B × T × D", at=(x, 136), kind="learned", width=126)
         drawing.box(name + "s", "split", "B × H × T × Dh", at=(x, 236), width=140)
         drawing.arrow("X", name)
         drawing.arrow(name, name + "s")
