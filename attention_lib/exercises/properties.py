@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attention_lib.exercises.kinds import CASES, Function
-from attention_lib.exercises.report import Report, check_against, waves
+from attention_lib.exercises.report import Report, check_against, show, waves
 
 Inputs = dict[str, tuple[tuple[Any, ...], str]]
 
@@ -219,12 +219,9 @@ def inputs_unchanged(function: Function, kind: str) -> Report:
         before = deepcopy(given)
         function(*given)
         for place, (old, new) in enumerate(zip(before, given, strict=True), start=1):
-            if isinstance(old, Tensor) and not torch.equal(old, new):
-                return (
-                    f"argument {place} is now {new.double().mul(1000).round().div(1000).tolist()}"
-                )
-            if isinstance(old, list) and old != new:
-                return f"argument {place} is now {new}"
+            other = not torch.equal(old, new) if isinstance(old, Tensor) else old != new
+            if other:
+                return f"argument {place} is now {show(new)}"
         return unchanged
 
     cases = _cases(kind, "Got names the first argument that the call has written into.")

@@ -105,7 +105,7 @@ def check_answers(answers: dict[str, tuple[Any, Any, str]], *, tolerance: float 
             return Report(False, f"{question}: not attempted yet.")
         complaint = _compare(answer, right, tolerance)
         if complaint and not _compare(answer, right, ROUNDED):
-            return Report(False, f"{question}: {_show(answer)} is near. Give three decimals.")
+            return Report(False, f"{question}: {show(answer)} is near. Give three decimals.")
         if complaint:  # the right answer stays hidden: there is nothing else to find out
             return Report(False, f"{question}: {complaint} is not right.\n  hint      {hint}")
     return Report(True, "Passed." if len(answers) == 1 else f"Passed: all {len(answers)} answers.")
@@ -147,12 +147,12 @@ def check_cases(
             if not complaint and not _same(given, case.arguments):
                 complaint = IN_PLACE
         if complaint:
-            expected, hint = _show(case.expected), case.hint
+            expected, hint = show(case.expected), case.hint
             if complaint == expected or complaint.startswith(f"{expected} ("):  # differ further on
-                expected, complaint = (_show(x, digits=7) for x in (case.expected, result))
+                expected, complaint = (show(x, digits=7) for x in (case.expected, result))
             if complaint == IN_PLACE:
                 hint = "Write x = x - mean, which makes a new tensor, and not x -= mean."
-            inputs = "\n".join(f"  input     {_show(argument)}" for argument in case.arguments)
+            inputs = "\n".join(f"  input     {show(argument)}" for argument in case.arguments)
             return Report(
                 False,
                 f"Case {number} of {len(cases)} ({case.name}) fails.\n{inputs}\n"
@@ -226,27 +226,27 @@ def as_tensors(answer: Any, *names: str) -> tuple[Tensor, ...] | Report:
     try:
         return tuple(torch.as_tensor(part).double() for part in parts)
     except (TypeError, ValueError, RuntimeError):
-        return Report(False, f"Expected tensors, got {_show(answer)}.")
+        return Report(False, f"Expected tensors, got {show(answer)}.")
 
 
 def _compare(result: Any, expected: Any, tolerance: float) -> str:
     """What is wrong with a result; empty if nothing."""
     if not isinstance(expected, Tensor | int | float) or isinstance(expected, bool):
-        return "" if result == expected else _show(result)
+        return "" if result == expected else show(result)
     if isinstance(result, str | bool) or result is None:
-        return f"{_show(result)} ({type(result).__name__})"
+        return f"{show(result)} ({type(result).__name__})"
     try:
         found = torch.as_tensor(result).detach()
     except (TypeError, ValueError, RuntimeError):
-        return f"{_show(result)}, which is not a tensor"
+        return f"{show(result)}, which is not a tensor"
     wanted = torch.as_tensor(expected)
     if found.shape != wanted.shape:
-        return f"shape {tuple(found.shape)} in place of {tuple(wanted.shape)}: {_show(found)}"
+        return f"shape {tuple(found.shape)} in place of {tuple(wanted.shape)}: {show(found)}"
     close = torch.isclose(found.double(), wanted.double(), rtol=0, atol=tolerance, equal_nan=True)
     if close.all():
         return ""
     share = f" ({close.double().mean():.0%} of the entries are right)" if wanted.ndim else ""
-    return _show(result) + share
+    return show(result) + share
 
 
 def _same(given: tuple[Any, ...], original: tuple[Any, ...]) -> bool:
@@ -256,7 +256,7 @@ def _same(given: tuple[Any, ...], original: tuple[Any, ...]) -> bool:
     )
 
 
-def _show(thing: Any, *, digits: int = 3) -> str:
+def show(thing: Any, *, digits: int = 3) -> str:
     """A short text for a message: small tensors in full, rounded; large ones by shape."""
     if isinstance(thing, Tensor) and thing.numel() > 40:
         return f"tensor of shape {tuple(thing.shape)}"
