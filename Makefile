@@ -66,6 +66,15 @@ pages: book  ## open every built page, and what runs in a page, in headless Chro
 .PHONY: test
 test: lint unit notebooks pages  ## everything that CI runs
 
+RUNS ?= 10
+.PHONY: soak
+soak:  ## run all tests ten times in a row, stop at the first failure; the log is _build/soak.log
+	@mkdir -p _build
+	@for run in $$(seq $(RUNS)); do \
+		echo "run $$run of $(RUNS), $$(date -u +%FT%TZ), $$(git rev-parse --short HEAD)" | tee -a _build/soak.log; \
+		$(MAKE) test >> _build/soak.log 2>&1 || { echo "run $$run failed, see _build/soak.log"; exit 1; }; \
+	done
+
 .PHONY: execute
 execute: data  ## run notebooks and store their outputs: make execute NB=chapters/01_correlation.ipynb
 	$(BIN)/python tools/notebooks.py execute $(NB)

@@ -266,6 +266,23 @@ def test_what_a_reader_has_done_is_kept_and_summed_up(address: str, browser: Bro
     context.close()
 
 
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("chosen", [None, "light", "dark"])
+def test_page_has_its_theme_before_any_other_script_runs(
+    scheme: str, chosen: str | None, address: str, browser: Browser
+) -> None:
+    context = browser.new_context(color_scheme=scheme)
+    context.route("**/*.js*", lambda route: route.abort())
+    page = context.new_page()
+    page.goto(address + "chapters/02_scores.html")
+    if chosen:
+        page.evaluate("mode => localStorage.setItem('mode', mode)", chosen)
+        page.reload()
+    assert page.locator("html").get_attribute("data-theme") == (chosen or scheme)
+    context.close()
+
+
 EXPLORED = [f"chapters/{name}.html" for name in (
     "04_attention", "06_seq2seq", "07_heads", "10_transformer",
     "11_gpt", "12_bert", "13_vit", "14_detr",

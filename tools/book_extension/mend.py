@@ -15,6 +15,14 @@ from book_extension.speed import merge_styles
 
 DESCRIPTION = 160  # characters
 MENDS: list[Callable[[BeautifulSoup], None]] = []
+# Before the first line is drawn, so that no page is light first and drawn anew when the theme's own
+# script has found out what the reader prefers.
+THEME = """
+    const mode = localStorage.getItem("mode") || "auto";
+    const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+    document.documentElement.dataset.mode = mode;
+    document.documentElement.dataset.theme = mode === "auto" ? (dark ? "dark" : "light") : mode;
+"""
 # Tokens of code that the light and the dark style both draw like plain text.
 PLAIN_TOKENS = {"n", "nn", "nx", "p", "pm", "w"}
 CHINESE = re.compile(r"[\u3400-\u9fff]+(?:[\u3000-\u303f\uff00-\uffef]*[\u3400-\u9fff]+)*")
@@ -84,6 +92,8 @@ def lighten(page: BeautifulSoup) -> None:
             script["defer"] = ""
         elif (script.string or "").startswith("DOCUMENTATION_OPTIONS."):
             script["type"] = "module"  # waits for the script that makes the object
+        elif "dataset.theme" in (script.string or ""):
+            script.string = f"{{{THEME}}}"
     for twin in page.select(".bd-header .primary-toggle, .bd-header .secondary-toggle"):
         twin.decompose()  # hidden, and the theme's script would listen to it alone
     for copy in page.select("#jb-print-docs-body"):  # a second title, for print alone
