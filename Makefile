@@ -135,7 +135,7 @@ triton: $(STAMP)  ## test the GPU kernels on the CPU, in Triton's interpreter (L
 	$(BIN)/pytest tests/test_triton.py -rs
 
 .PHONY: status
-status: data  ## run each notebook by itself, write its CPU time and memory to chapters/status.md
+status: book data  ## run each notebook by itself, write its CPU time and memory to chapters/status.md
 	$(BIN)/python tools/status.py $(NB)
 
 .PHONY: lock
